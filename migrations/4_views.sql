@@ -1,0 +1,88 @@
+-- What a DBA looks at.
+SELECT set_config('search_path', current_setting('mpp.objects_path'), true);
+
+-- The order is that of the claim in src/tasks/claim.ts; a test holds the two together.
+CREATE VIEW mpp_queue AS
+WITH held AS (
+    SELECT DISTINCT groupid FROM mpp_tasks WHERE status = 'holding'
+), open_tasks AS (
+    SELECT t.*,
+           t.groupid IN (SELECT groupid FROM held) AS group_is_held,
+           min(t.id) FILTER (WHERE t.status = 'pending') OVER (PARTITION BY t.groupid) AS first_pending,
+           min(t.id) FILTER (WHERE t.status = 'claimed') OVER (PARTITION BY t.groupid) AS claimed_task
+    FROM mpp_tasks AS t
+    WHERE t.finished_at IS NULL
+)
+SELECT row_number() OVER (
+           ORDER BY status <> 'pending' DESC, group_is_held DESC, groupid = 0 DESC, id
+       ) AS position,
+       id, groupid, event, nodename, nodeport, status, source, attempt, not_before,
+       clock_timestamp() - created_at AS age,
+       CASE
+           WHEN status = 'holding' THEN format('the traffic of group %s waits until %s', groupid, deadline)
+           WHEN status = 'claimed' THEN format('running since %s', claimed_at)
+           WHEN claimed_task IS NOT NULL THEN format('waits for task %s of its group', claimed_task)
+           WHEN first_pending < id THEN format('waits for task %s of its group', first_pending)
+           WHEN not_before > clock_timestamp() THEN format('attempt %s is due at %s', attempt + 1, not_before)
+           WHEN group_is_held THEN 'its group is held'
+           WHEN (SELECT count(*) FROM held) >= (
+               SELECT min(c.max_holds) FROM mpp_controllers AS c
+           ) THEN 'waits for the hold of another group to end'
+           WHEN groupid = 0 THEN 'group 0 comes before the others'
+           ELSE 'by age'
+       END AS why
+FROM open_tasks;
+COMMENT ON VIEW mpp_queue IS 'Pending and running tasks in the order in which they will be taken, with the reason for it.';
+
+CREATE VIEW mpp_holds AS
+SELECT t.groupid,
+       min(t.held_at) AS held_since,
+       max(t.deadline) AS deadline,
+       max(t.claimed_by) AS controller,
+       array_agg(t.id ORDER BY t.id) AS tasks,
+       s.pid,
+       coalesce(s.sessions_waiting, 0) AS sessions_waiting,
+       string_agg(t.reason, '; ' ORDER BY t.id) AS reason
+FROM mpp_tasks AS t
+LEFT JOIN LATERAL (
+    SELECT l.pid,
+           (SELECT count(DISTINCT w.pid)
+            FROM pg_locks AS w
+            WHERE NOT w.granted AND l.pid = ANY (pg_blocking_pids(w.pid))) AS sessions_waiting
+    FROM pg_locks AS l
+    WHERE l.locktype = 'advisory' AND l.classid = 1297109064 AND l.objid = t.groupid::oid AND l.objsubid = 2
+      AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+      AND l.granted
+) AS s ON true
+WHERE t.status = 'holding'
+GROUP BY t.groupid, s.pid, s.sessions_waiting;
+COMMENT ON VIEW mpp_holds IS
+    'Groups held now. pid is the server process of the hold; NULL while its session is gone and a controller has yet to take the tasks up again. sessions_waiting are those it blocks directly.';
+
+CREATE VIEW mpp_status AS
+SELECT c.id AS controller,
+       CASE
+           WHEN c.id IS NULL THEN 'none'
+           WHEN leader.pid IS NOT NULL THEN 'active'
+           WHEN alive.pid IS NOT NULL THEN 'standby'
+           ELSE 'gone'
+       END AS state,
+       c.host, c.pid, c.version, c.strategy, c.max_holds, c.started_at, c.heartbeat_at,
+       queue.backlog, queue.oldest_pending, queue.holds
+FROM (
+    SELECT count(*) FILTER (WHERE t.status = 'pending') AS backlog,
+           clock_timestamp() - min(t.created_at) FILTER (WHERE t.status = 'pending') AS oldest_pending,
+           count(DISTINCT t.groupid) FILTER (WHERE t.status = 'holding') AS holds
+    FROM mpp_tasks AS t
+    WHERE t.finished_at IS NULL
+) AS queue
+LEFT JOIN mpp_controllers AS c ON true
+LEFT JOIN pg_locks AS leader
+    ON leader.locktype = 'advisory' AND leader.classid = 1297109066 AND leader.objid = 0 AND leader.objsubid = 2
+   AND leader.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+   AND leader.granted AND leader.pid = c.backend_pid
+LEFT JOIN pg_stat_get_activity(c.backend_pid) AS alive ON c.backend_pid IS NOT NULL;
+COMMENT ON VIEW mpp_status IS
+    'Controllers (active, standby, gone) and the backlog. One row with state none where no controller has ever registered.';
+
+SELECT set_config('search_path', current_setting('mpp.bookkeeping_path'), true);

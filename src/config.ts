@@ -1,0 +1,221 @@
+import { z } from 'zod';
+import { connectionFromUrl } from './database-url.js';
+import { DURATION_FORM, formatDuration, parseDuration } from './duration.js';
+import { ConfigError } from './errors.js';
+import { LOG_LEVELS } from './observe/logger.js';
+import type { Connection } from './postgres/session.js';
+
+/** One setting: an environment variable and the flag of the same name. */
+export interface Setting<T> {
+  readonly env: `MPP_${string}`;
+  /** As a person writes it; read by `schema` like any other value. */
+  readonly default: string;
+  readonly description: string;
+  /** What a right value is, to follow "give". */
+  readonly accepts: string;
+  readonly schema: z.ZodType<T, string>;
+}
+
+const DAY = 86_400_000;
+
+/**
+ * Every setting there is, in the order of the help. DATABASE_URL and MPP_AUTHINFO stand apart and have
+ * no flag: they may carry a password, and a flag can be read by everybody in the list of processes.
+ */
+export const SETTINGS = {
+  schema: {
+    env: 'MPP_SCHEMA',
+    default: 'public',
+    description: 'schema of the control table and its functions',
+    accepts: 'the name of a schema, at most 63 bytes, not beginning with pg_',
+    schema: z.string().refine(isSchemaName),
+  },
+  pause: {
+    env: 'MPP_PAUSE',
+    default: 'writes',
+    description: 'what waits while a group is held, unless its task says otherwise',
+    ...choice('writes', 'all', 'none'),
+  },
+  strategy: {
+    env: 'MPP_STRATEGY',
+    default: 'auto',
+    description: 'how a hold makes traffic wait; auto takes the best that the server has',
+    ...choice('auto', 'pause-node', 'demoted-row'),
+  },
+  maxHolds: {
+    env: 'MPP_MAX_HOLDS',
+    default: 'unlimited',
+    description: 'groups that may be held at the same time',
+    accepts: 'unlimited, or a whole number of 1 or more',
+    schema: z.union([
+      z.literal('unlimited').transform(() => Infinity),
+      z
+        .string()
+        .regex(/^[1-9]\d{0,8}$/)
+        .transform(Number),
+    ]),
+  },
+  heartbeatMs: {
+    env: 'MPP_HEARTBEAT',
+    default: '10s',
+    description: 'how often the controller marks itself present and checks everything',
+    ...duration(100, DAY),
+  },
+  pollMs: {
+    env: 'MPP_POLL',
+    default: '1s',
+    description: 'how often the table is looked at even without a notification',
+    ...duration(10, DAY),
+  },
+  retentionMs: {
+    env: 'MPP_RETENTION',
+    default: '30d',
+    description: 'how long finished tasks and their log are kept',
+    ...duration(1_000, 36_500 * DAY),
+  },
+  migrateTimeoutMs: {
+    env: 'MPP_MIGRATE_TIMEOUT',
+    default: '30s',
+    description: 'how long migrations wait for their lock',
+    ...duration(1, DAY),
+  },
+  logLevel: {
+    env: 'MPP_LOG_LEVEL',
+    default: 'info',
+    description: 'least level that is logged',
+    ...choice(...LOG_LEVELS),
+  },
+  localHostname: {
+    env: 'MPP_LOCAL_HOSTNAME',
+    default: 'localhost',
+    description: 'citus.local_hostname: the name by which a node reaches itself',
+    ...host(),
+  },
+  coordinatorHost: {
+    env: 'MPP_COORDINATOR_HOST',
+    default: '',
+    description: 'host by which workers reach the coordinator; without it that of the connection',
+    ...optional(host()),
+  },
+  coordinatorPort: {
+    env: 'MPP_COORDINATOR_PORT',
+    default: '',
+    description: 'port by which workers reach the coordinator; without it that of the server',
+    ...optional({
+      accepts: 'a port from 1 to 65535',
+      schema: z.string().regex(/^\d+$/).transform(Number).pipe(z.number().min(1).max(65_535)),
+    }),
+  },
+} as const satisfies Record<string, Setting<unknown>>;
+
+export type SettingName = keyof typeof SETTINGS;
+
+type Values = { readonly [K in SettingName]: z.output<(typeof SETTINGS)[K]['schema']> };
+
+/** Everything that the program is told from outside. Times are in milliseconds. Frozen. */
+export interface Settings extends Values {
+  /** From DATABASE_URL. Without one it is empty, and node-postgres reads the PG* variables. */
+  readonly connection: Connection;
+}
+
+/** Variables of the tests, the demo and parts to come: no settings of these commands, no mistakes either. */
+const OTHER_VARIABLES: readonly string[] = [
+  'MPP_AUTHINFO',
+  'MPP_DATABASES',
+  'MPP_HTTP',
+  'MPP_PG_BIN',
+  'MPP_PG_MAJOR',
+  'MPP_STANDIN',
+  'MPP_TOPOLOGY',
+];
+
+/**
+ * Reads all settings. A flag wins over its variable, a variable over the default; an empty variable
+ * counts as not set.
+ *
+ * @param flags by the attribute name that commander gives them: `maxHolds` for `--max-holds`
+ * @throws ConfigError naming the setting, its value and what is accepted
+ */
+export function loadSettings(
+  env: NodeJS.ProcessEnv,
+  flags: Readonly<Record<string, string | undefined>> = {},
+): Settings {
+  const values = Object.fromEntries(
+    Object.entries<Setting<unknown>>(SETTINGS).map(([name, setting]) => [
+      name,
+      readSetting(setting, env, flags),
+    ]),
+  ) as Values;
+  const url = env['DATABASE_URL'];
+  const connection = url === undefined || url === '' ? {} : connectionFromUrl(url);
+  return Object.freeze({ ...values, connection: Object.freeze(connection) });
+}
+
+/** MPP_* variables that mean nothing here: most likely a slip of the pen, worth a warning. */
+export function unknownVariables(env: NodeJS.ProcessEnv): string[] {
+  const known = new Set([
+    ...Object.values(SETTINGS).map((setting) => setting.env),
+    ...OTHER_VARIABLES,
+  ]);
+  return Object.keys(env).filter((name) => name.startsWith('MPP_') && !known.has(name));
+}
+
+/** The flag of a setting: `--max-holds` for MPP_MAX_HOLDS. */
+export function flagOf(setting: Setting<unknown>): string {
+  return `--${setting.env.slice('MPP_'.length).toLowerCase().replaceAll('_', '-')}`;
+}
+
+function readSetting(
+  setting: Setting<unknown>,
+  env: NodeJS.ProcessEnv,
+  flags: Readonly<Record<string, string | undefined>>,
+): unknown {
+  const flag = flagOf(setting);
+  const attribute = flag.slice(2).replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
+  const fromFlag = flags[attribute];
+  const [origin, text] =
+    fromFlag === undefined ? [setting.env, env[setting.env] || setting.default] : [flag, fromFlag];
+  const result = setting.schema.safeParse(text);
+  if (result.success) return result.data;
+  throw new ConfigError(`${origin} cannot be ${JSON.stringify(text)}; give ${setting.accepts}`);
+}
+
+function choice<const T extends readonly [string, ...string[]]>(...values: T) {
+  const last = values.at(-1) ?? '';
+  return { accepts: `${values.slice(0, -1).join(', ')} or ${last}`, schema: z.enum(values) };
+}
+
+function duration(min: number, max: number) {
+  return {
+    accepts: `${DURATION_FORM}, from ${formatDuration(min)} to ${formatDuration(max)}`,
+    schema: z
+      .string()
+      .transform((text, context) => {
+        try {
+          return parseDuration(text);
+        } catch (error) {
+          if (!(error instanceof ConfigError)) throw error;
+          context.addIssue({ code: 'custom', message: error.message });
+          return z.NEVER;
+        }
+      })
+      .pipe(z.number().min(min).max(max)),
+  };
+}
+
+function host() {
+  return {
+    accepts: 'a host name or address without blanks, at most 255 bytes',
+    schema: z
+      .string()
+      .refine((text) => /^[^\s\p{Cc}]+$/u.test(text) && Buffer.byteLength(text) <= 255),
+  };
+}
+
+function optional<T>({ accepts, schema }: { accepts: string; schema: z.ZodType<T, string> }) {
+  return { accepts, schema: z.union([z.literal('').transform(() => undefined), schema]) };
+}
+
+function isSchemaName(text: string): boolean {
+  return /^(?!pg_)[^\p{Cc}]+$/u.test(text) && Buffer.byteLength(text) <= 63;
+}

@@ -1,0 +1,45 @@
+import { isHopeless, isVictim } from '../postgres/sqlstate.js';
+import type { Task } from '../tasks/task.js';
+import { SERVER_GRACE_MS, type Bounds } from './group-session.js';
+
+/** When the group's lock is somebody else's: a controller that is going, or a sweep. */
+export const GROUP_BUSY_DELAY_MS = 100;
+const VICTIM_DELAY_MS = 20;
+const RETRY_FIRST_MS = 100;
+const RETRY_MOST_MS = 30_000;
+/** What citus_update_node and its like may take beyond the cooldown. */
+const STATEMENT_SLACK_MS = 30_000;
+const LOCK_SLACK_MS = 5_000;
+
+/** Milliseconds until the next attempt, or undefined when there is to be none. */
+export function retryDelay(task: Task, error: unknown): number | undefined {
+  if (isVictim(error)) return VICTIM_DELAY_MS;
+  if (task.event !== 'after_promote' || isHopeless(error)) return undefined;
+  return growingDelay(task.attempt);
+}
+
+/** 100 ms, then twice as long each time, up to 30 s. */
+export function growingDelay(attempt: number): number {
+  return Math.min(RETRY_FIRST_MS * 2 ** Math.min(attempt - 1, 20), RETRY_MOST_MS);
+}
+
+/**
+ * What a task may take.
+ *
+ * @param heldMs how long its hold still has; a later report never shortens that.
+ */
+export function boundsOf(task: Task, heldMs = 0): Bounds {
+  const late = task.event === 'after_promote';
+  const holdMs = task.resumed ? task.remainingMs : task.timeoutMs;
+  return {
+    idleMs: Math.max(holdMs, heldMs) + SERVER_GRACE_MS,
+    lockMs: task.cooldownMs + LOCK_SLACK_MS,
+    // A before_ task that could not be acknowledged in time is of no use to anybody.
+    statementMs: late ? task.cooldownMs + STATEMENT_SLACK_MS : Math.max(task.remainingMs, 1),
+  };
+}
+
+/** For a server that has stopped answering altogether, so that its own bounds do not reach us. */
+export function watchdogMs(task: Task): number {
+  return Math.min(boundsOf(task).statementMs * 2 + STATEMENT_SLACK_MS, 2_147_483_647);
+}

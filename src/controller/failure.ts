@@ -1,0 +1,49 @@
+import type { Pool } from 'pg';
+import { sqlState } from '../postgres/sqlstate.js';
+import { errorText } from '../postgres/session.js';
+import { endTasks, requeueTasks, type Attempt } from '../tasks/finish.js';
+import type { Task } from '../tasks/task.js';
+import { retryDelay } from './bounds.js';
+import { persist } from './persist.js';
+
+/** A task that an error ended, and what else ends with it. */
+export interface Failure {
+  readonly task: Task;
+  readonly mine: Attempt;
+  /** The acknowledged tasks of the hold that was rolled back with it. */
+  readonly hold: readonly Attempt[];
+  readonly error: unknown;
+  /** True when the controller is to stop and interrupted the task itself. */
+  readonly stopping: boolean;
+}
+
+/**
+ * Writes down what becomes of a task after an error, and of those of its hold.
+ *
+ * @returns milliseconds until the queue should be looked at.
+ */
+export async function recordFailure(db: Pool, failure: Failure): Promise<number> {
+  const { task, mine, hold, error } = failure;
+  const text = failureText(error);
+  if (hold.length > 0) {
+    const reason = `the hold ended with an error in task ${task.id}: ${text}`;
+    await persist(() => endTasks(db, hold, { status: 'rolled_back', reason }));
+  }
+  if (failure.stopping && task.event !== 'after_promote') {
+    const reason = 'the controller was stopped';
+    await persist(() => endTasks(db, [mine], { status: 'rolled_back', reason }));
+    return 0;
+  }
+  const delay = retryDelay(task, error);
+  if (delay === undefined) {
+    await persist(() => endTasks(db, [mine], { status: 'failed', reason: text }));
+    return 0;
+  }
+  await persist(() => requeueTasks(db, [mine], text, delay));
+  return delay;
+}
+
+function failureText(error: unknown): string {
+  const state = sqlState(error);
+  return state === undefined ? errorText(error) : `${errorText(error)} (SQLSTATE ${state})`;
+}

@@ -1,0 +1,88 @@
+import type pg from 'pg';
+import { DatabaseStateError } from '../errors.js';
+import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
+import { checkMigrated } from '../postgres/migrate.js';
+import { LEADER_LOCK } from '../postgres/locks.js';
+import { SET_SEARCH_PATH } from '../postgres/pool.js';
+import { openSession, type Connection } from '../postgres/session.js';
+
+/**
+ * The control session: whoever has the leader lock on it is the active controller. The lock belongs
+ * to the session, so it is free the moment the server sees that the controller is gone.
+ */
+export class ControlSession {
+  readonly client: pg.Client;
+  readonly handler: AbstractMPPHandler;
+  #lost = false;
+  readonly #onLost: Promise<void>;
+
+  private constructor(client: pg.Client, handler: AbstractMPPHandler) {
+    this.client = client;
+    this.handler = handler;
+    this.#onLost = new Promise((resolve) => {
+      const lose = (): void => {
+        this.#lost = true;
+        resolve();
+      };
+      client.on('error', lose);
+      client.on('end', lose);
+    });
+  }
+
+  /**
+   * @throws UnreachableError, or DatabaseStateError: `IN_RECOVERY` on a standby, `SCHEMA_…` when the
+   *   SQL contract is not this version's, `NO_…` when Citus or a right is missing.
+   */
+  static async open(
+    connection: Connection,
+    schema: string,
+    mpp: AbstractMPP,
+  ): Promise<ControlSession> {
+    const client = await openSession(
+      { ...connection, query_timeout: QUERY_TIMEOUT_MS, statement_timeout: QUERY_TIMEOUT_MS },
+      'control',
+    );
+    try {
+      await client.query(SET_SEARCH_PATH, [schema]);
+      const { rows } = await client.query<{ standby: boolean }>(
+        'SELECT pg_is_in_recovery() AS standby',
+      );
+      if (rows[0]?.standby !== false) {
+        throw new DatabaseStateError(
+          'IN_RECOVERY',
+          'the server is a standby; the controller does nothing until it is promoted',
+          { retryable: true },
+        );
+      }
+      await checkMigrated(client, schema);
+      return new ControlSession(client, await mpp.inspect(client));
+    } catch (error) {
+      await client.end().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  get lost(): boolean {
+    return this.#lost;
+  }
+
+  /** Resolves when the session has ended. */
+  async ended(): Promise<void> {
+    return this.#onLost;
+  }
+
+  /** @returns true when this session is now, or was already, that of the active controller. */
+  async tryLead(): Promise<boolean> {
+    const { rows } = await this.client.query<{ leads: boolean }>(TRY_LEAD, [LEADER_LOCK]);
+    return rows[0]?.leads ?? false;
+  }
+
+  async close(): Promise<void> {
+    this.#lost = true;
+    await this.client.end().catch(() => undefined);
+  }
+}
+
+const QUERY_TIMEOUT_MS = 10_000;
+
+const TRY_LEAD = 'SELECT pg_try_advisory_lock($1, 0) AS leads';

@@ -1,0 +1,274 @@
+import type { Pool } from 'pg';
+import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
+import type { Logger } from '../observe/logger.js';
+import { errorText } from '../postgres/session.js';
+import { claimTask, sweep, type Claimed } from '../tasks/claim.js';
+import { endTasks, pruneTasks, stillHolding } from '../tasks/finish.js';
+import type { Pause, Task } from '../tasks/task.js';
+import { Holds, type Hold } from './holds.js';
+import { persist } from './persist.js';
+import { Processor, type Outcome } from './processor.js';
+import { Signal } from './signal.js';
+
+export interface TermOptions {
+  readonly db: Pool;
+  readonly sessions: Pool;
+  readonly mpp: AbstractMPP;
+  readonly handler: AbstractMPPHandler;
+  readonly controller: string;
+  readonly pause: Pause;
+  readonly maxHolds: number;
+  readonly pollMs: number;
+  readonly retentionMs: number;
+  readonly logger: Logger;
+}
+
+/** How long a stop waits for a commit before it cancels it, in milliseconds. */
+const COMMIT_GRACE_MS = 5_000;
+
+/**
+ * The work of the active controller: claim, run, look again. All it knows of the queue is in the
+ * table; what it keeps in memory are the open transactions of the groups it holds.
+ */
+export class Term {
+  readonly #options: TermOptions;
+  readonly #signal = new Signal();
+  readonly #holds: Holds;
+  readonly #processor: Processor;
+  /** Groups that something is running for, and what. */
+  readonly #busy = new Map<number, Promise<void>>();
+  readonly #alarms = new Set<NodeJS.Timeout>();
+  #handler: AbstractMPPHandler;
+  #rebuiltAt: string | null = null;
+  #doubt = false;
+  #suspended = false;
+  #stopping: 'record' | 'abandon' | undefined;
+  #loop: Promise<void> | undefined;
+
+  constructor(options: TermOptions) {
+    this.#options = options;
+    this.#handler = options.handler;
+    this.#holds = new Holds((hold) => this.#occupy(hold.groupid, () => this.#expire(hold)));
+    this.#processor = new Processor({
+      ...options,
+      holds: this.#holds,
+      handler: () => this.#handler,
+      onHoldLost: (hold) => this.#lose(hold),
+      stopping: () => this.#stopping,
+    });
+  }
+
+  start(): void {
+    this.#loop ??= this.#run();
+  }
+
+  /** Something may have happened: look at the table. */
+  wake(): void {
+    this.#signal.raise();
+  }
+
+  /** No new claims until `resume`; the holds stay. */
+  suspend(): void {
+    this.#suspended = true;
+  }
+
+  resume(): void {
+    this.#suspended = false;
+    this.wake();
+  }
+
+  get strategy(): string {
+    return this.#handler.strategy;
+  }
+
+  /**
+   * Ends the work: no new claims, what runs is interrupted, holds are rolled back.
+   *
+   * @param how `record` writes down that the holds were rolled back; `abandon` leaves their tasks to
+   *   whoever is active next, who takes them up again while their deadlines last.
+   */
+  async stop(how: 'record' | 'abandon'): Promise<void> {
+    this.#stopping ??= how;
+    this.wake();
+    await this.#loop;
+    await this.#settle();
+    const reason = how === 'record' ? 'the controller was stopped' : null;
+    await Promise.all(this.#holds.all().map((hold) => this.#end(hold, reason)));
+  }
+
+  /** Deletes what has been finished for longer than the retention, in small batches. */
+  async prune(): Promise<void> {
+    const { db, retentionMs } = this.#options;
+    while (!this.#stopping && (await pruneTasks(db, retentionMs)) > 0);
+  }
+
+  async #run(): Promise<void> {
+    const { logger, pollMs } = this.#options;
+    let sweepNow = true;
+    while (!this.#stopping) {
+      try {
+        if (!this.#suspended) {
+          if (sweepNow) await this.#sweep();
+          await this.#claimAll();
+          await this.#endReleased();
+        }
+        sweepNow = (await this.#signal.wait(pollMs)) === 'timeout' || this.#doubt;
+      } catch (error) {
+        logger.warn({ err: error }, `the queue could not be read: ${errorText(error)}`);
+        sweepNow = true;
+        await this.#signal.wait(pollMs);
+      }
+    }
+  }
+
+  async #claimAll(): Promise<void> {
+    while (!this.#stopping && !this.#suspended) {
+      const claimed = (await this.#claim(false)) ?? (await this.#claim(true));
+      if (claimed === undefined) return;
+      if (claimed.rebuildAt !== this.#rebuiltAt || this.#doubt)
+        await this.#inspect(claimed.rebuildAt);
+      this.#occupy(claimed.task.groupid, () => this.#process(claimed.task));
+    }
+  }
+
+  /** @param further whether it may be for a group that is not held. */
+  async #claim(further: boolean): Promise<Claimed | undefined> {
+    const held = this.#holds.groups();
+    if (further ? !(await this.#mayOpen()) : held.length === 0) return undefined;
+    return claimTask(this.#options.db, {
+      controller: this.#options.controller,
+      busy: [...this.#busy.keys()],
+      held,
+      open: further,
+    });
+  }
+
+  /** Whether a task of a further group may be taken beside those that are held or running. */
+  async #mayOpen(): Promise<boolean> {
+    const active = this.#active().length;
+    if (active === 0) return true;
+    if (active >= this.#options.maxHolds) return false;
+    const session = await this.#options.db.connect();
+    try {
+      return await this.#handler.canHoldAnother(session);
+    } finally {
+      session.release();
+    }
+  }
+
+  #active(): number[] {
+    return [...new Set([...this.#busy.keys(), ...this.#holds.groups()])];
+  }
+
+  async #process(task: Task): Promise<void> {
+    const outcome: Outcome = await this.#processor.run(task);
+    if (outcome.doubt) this.#doubt = true;
+    if (outcome.again !== undefined) this.#alarm(() => this.wake(), outcome.again);
+    const hold = this.#holds.get(task.groupid);
+    if (hold && this.#holds.remaining(hold) <= 0) await this.#expire(hold);
+  }
+
+  /** Runs something for a group while nothing else is; then looks at the queue again. */
+  #occupy(groupid: number, work: () => Promise<void>): void {
+    // A deadline that passes while a task of the group runs is looked at when that ends.
+    if (this.#busy.has(groupid)) return;
+    const running = work().finally(() => {
+      this.#busy.delete(groupid);
+      this.wake();
+    });
+    this.#busy.set(groupid, running);
+  }
+
+  async #sweep(): Promise<void> {
+    const { db, logger } = this.#options;
+    for (const task of await sweep(db, this.#active())) {
+      logger.info({ task: task.id, groupid: task.groupid, status: task.status }, 'swept');
+    }
+  }
+
+  /** What an operator released, by status alone when the session could not be ended. */
+  async #endReleased(): Promise<void> {
+    const holds = this.#holds.all().filter(({ groupid }) => !this.#busy.has(groupid));
+    if (holds.length === 0) return;
+    const still = await stillHolding(
+      this.#options.db,
+      holds.flatMap(({ attempts }) => attempts),
+    );
+    for (const hold of holds) {
+      if (hold.attempts.some(({ id }) => still.has(id))) continue;
+      this.#options.logger.info({ groupid: hold.groupid }, 'hold released');
+      this.#occupy(hold.groupid, () => this.#end(hold, null));
+    }
+  }
+
+  async #expire(hold: Hold): Promise<void> {
+    if (this.#holds.remaining(hold) > 0) return;
+    this.#options.logger.warn({ groupid: hold.groupid }, 'hold ended at its deadline');
+    await this.#end(hold, 'its deadline passed before after_promote was reported');
+  }
+
+  /** Rolls a hold back, and then writes it down if there is something to say. */
+  async #end(hold: Hold, reason: string | null): Promise<void> {
+    const { db, logger } = this.#options;
+    if (!this.#holds.remove(hold)) return;
+    await hold.session.rollback();
+    if (reason === null) return;
+    try {
+      await persist(() => endTasks(db, hold.attempts, { status: 'rolled_back', reason }));
+    } catch (error) {
+      logger.warn({ err: error }, 'the end of a hold could not be recorded; a sweep will do it');
+      this.#doubt = true;
+    }
+  }
+
+  #lose(hold: Hold): void {
+    if (!this.#holds.remove(hold)) return;
+    this.#options.logger.warn({ groupid: hold.groupid, pid: hold.session.pid }, 'hold lost');
+    hold.session.destroy();
+    this.#doubt = true;
+    this.wake();
+  }
+
+  async #inspect(rebuildAt: string | null): Promise<void> {
+    const session = await this.#options.db.connect();
+    try {
+      this.#handler = await this.#options.mpp.inspect(session);
+      this.#rebuiltAt = rebuildAt;
+      this.#doubt = false;
+    } finally {
+      session.release();
+    }
+  }
+
+  /** Waits for running tasks: those that open a hold are cancelled, a commit gets a moment. */
+  async #settle(): Promise<void> {
+    const settled = Promise.all(this.#busy.values());
+    await this.#cancel((task) => task.event !== 'after_promote');
+    const bound = new Promise<void>((resolve) => this.#alarm(resolve, COMMIT_GRACE_MS));
+    await Promise.race([settled, bound]);
+    await this.#cancel(() => true);
+    await settled;
+    this.#clearAlarms();
+  }
+
+  async #cancel(which: (task: Task) => boolean): Promise<void> {
+    const pids = this.#processor.running(which);
+    if (pids.length === 0) return;
+    await this.#options.db
+      .query('SELECT pg_cancel_backend(pid) FROM unnest($1::integer[]) AS pid', [pids])
+      .catch(() => undefined);
+  }
+
+  #alarm(ring: () => void, ms: number): void {
+    const alarm = setTimeout(() => {
+      this.#alarms.delete(alarm);
+      ring();
+    }, ms);
+    this.#alarms.add(alarm);
+  }
+
+  #clearAlarms(): void {
+    for (const alarm of this.#alarms) clearTimeout(alarm);
+    this.#alarms.clear();
+  }
+}

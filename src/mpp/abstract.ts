@@ -1,0 +1,111 @@
+import type { ClientBase } from 'pg';
+import type { Address, Pause, Task } from '../tasks/task.js';
+
+/** A row of the catalog that says where a node is; for Citus, a row of pg_dist_node. */
+export interface Node {
+  readonly nodeid: number;
+  readonly groupid: number;
+  readonly address: Address;
+  readonly role: 'primary' | 'secondary';
+  /** False for a row of another node cluster: somebody's own, never touched. */
+  readonly ours: boolean;
+}
+
+/** What a group's hold has changed so far, unseen by others until it commits. */
+export interface HeldNode {
+  readonly nodeid: number;
+  /** Where the primary was when the hold opened. */
+  readonly original: Address;
+  /** Where before_promote said that it will be. */
+  readonly target: Address | null;
+}
+
+/** One call that changes the catalog. */
+export type Step =
+  | { readonly op: 'update'; readonly nodeid: number; readonly to: Address }
+  | {
+      readonly op: 'add';
+      readonly groupid: number;
+      readonly role: Node['role'];
+      readonly node: Address;
+    }
+  | { readonly op: 'remove'; readonly node: Address }
+  | { readonly op: 'coordinator'; readonly node: Address };
+
+/** What a task asks for, given the group as it is. */
+export type Transition =
+  /** It is about something that is no longer so; nothing changes. */
+  | { readonly kind: 'discard'; readonly reason: string }
+  /** No retry can make it possible. */
+  | { readonly kind: 'fail'; readonly reason: string }
+  /** The catalog says so already. */
+  | { readonly kind: 'nothing'; readonly nodeid: number | null; readonly reason: string }
+  /** The traffic of `node` waits, from now on or already. `target`: where it will be. */
+  | { readonly kind: 'hold'; readonly node: Node; readonly target: Address | null }
+  /** `steps` and the commit; `followUp`: secondaries are left for a task after it. */
+  | {
+      readonly kind: 'change';
+      readonly nodeid: number | null;
+      readonly steps: readonly Step[];
+      readonly followUp: boolean;
+    };
+
+/** How a pause turned out. */
+export interface PauseResult {
+  /** A sentence when less waits than was asked for, else null. */
+  readonly reason: string | null;
+}
+
+/** A kind of MPP database. */
+export interface AbstractMPP {
+  /** Name in the log and in errors. */
+  readonly name: string;
+
+  /**
+   * Looks at the server: is the database there, in which version, and what may this role do.
+   *
+   * @throws DatabaseStateError when the server cannot be controlled, with what to do about it.
+   */
+  inspect(session: ClientBase): Promise<AbstractMPPHandler>;
+}
+
+/** The operations on one MPP database. All take a session with an open transaction. */
+export interface AbstractMPPHandler {
+  /** How traffic is made to wait. */
+  readonly strategy: string;
+  /** Version of the database's extension, for people. */
+  readonly version: string;
+
+  /** Whether a further group may be held beside the ones held now. */
+  canHoldAnother(session: ClientBase): Promise<boolean>;
+
+  /** The rows of the task's group, and any row at an address that the task names. */
+  readNodes(session: ClientBase, task: Task): Promise<Node[]>;
+
+  /** Decides; pure. */
+  plan(task: Task, nodes: readonly Node[], held: HeldNode | null): Transition;
+
+  /** Makes the traffic of a group wait until the transaction ends or `resume`. */
+  pause(
+    session: ClientBase,
+    node: Node,
+    nodes: readonly Node[],
+    pause: Pause,
+    cooldownMs: number,
+  ): Promise<PauseResult>;
+
+  /** Lets the traffic go on and takes back what the hold has changed; the transaction stays open. */
+  resume(session: ClientBase): Promise<void>;
+
+  /** Tells a hold where its primary will be, if the strategy writes that down early. */
+  retarget(
+    session: ClientBase,
+    held: HeldNode,
+    nodes: readonly Node[],
+    target: Address,
+    cooldownMs: number,
+  ): Promise<void>;
+
+  /** Runs one step. */
+  apply(session: ClientBase, step: Step, cooldownMs: number): Promise<void>;
+}

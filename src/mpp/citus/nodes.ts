@@ -1,0 +1,97 @@
+import type { ClientBase } from 'pg';
+import { formatAddress, type Address, type Task } from '../../tasks/task.js';
+import type { Node, Step } from '../abstract.js';
+
+/**
+ * The rows of the task's group, and any row at an address that the task names or that a row of the
+ * group would be parked at.
+ */
+export async function readNodes(session: ClientBase, task: Task): Promise<Node[]> {
+  const named = [task.address, ...(task.secondaries ?? [])];
+  const { rows } = await session.query<{
+    nodeid: number;
+    groupid: number;
+    nodename: string;
+    nodeport: number;
+    noderole: Node['role'];
+    ours: boolean;
+  }>({
+    name: 'mpp-read-nodes',
+    text: READ_NODES,
+    values: [task.groupid, named.map(({ host }) => host), named.map(({ port }) => port)],
+  });
+  return rows.map((row) => ({
+    nodeid: row.nodeid,
+    groupid: row.groupid,
+    address: { host: row.nodename, port: row.nodeport },
+    role: row.noderole,
+    ours: row.ours,
+  }));
+}
+
+/** Columns by name: a release of Citus may add some. */
+const READ_NODES = `
+  SELECT n.nodeid, n.groupid, n.nodename, n.nodeport, n.noderole::text AS noderole,
+         n.nodecluster = 'default' AS ours
+  FROM pg_catalog.pg_dist_node AS n
+  WHERE n.groupid = $1
+     OR (n.nodename, n.nodeport) IN (SELECT * FROM unnest($2::text[], $3::integer[]))
+     OR (n.nodename, n.nodeport) IN (
+       SELECT g.nodename || '-demoted', g.nodeport
+       FROM pg_catalog.pg_dist_node AS g
+       WHERE g.groupid = $1)
+  ORDER BY n.nodeid`;
+
+/** A node as the log shows it. */
+export function describeNode(node: Node): Record<string, unknown> {
+  return { nodeid: node.nodeid, role: node.role, address: formatAddress(node.address) };
+}
+
+/**
+ * Changes one row of pg_dist_node.
+ *
+ * `update` takes ExclusiveLock on pg_dist_node and the metadata locks of the node's shards, until the
+ * transaction ends; with force Citus ends the sessions in the way after the cooldown. `add` and
+ * `remove` fail with SQLSTATE 55000 while any node's metadata is not in sync.
+ */
+export async function applyStep(
+  session: ClientBase,
+  step: Step,
+  cooldownMs: number,
+): Promise<void> {
+  switch (step.op) {
+    case 'update':
+      return updateNode(session, step.nodeid, step.to, cooldownMs);
+    case 'add':
+      await session.query({
+        text: 'SELECT pg_catalog.citus_add_node($1, $2, $3, $4)',
+        values: [step.node.host, step.node.port, step.groupid, step.role],
+      });
+      return;
+    case 'remove':
+      await session.query({
+        text: 'SELECT pg_catalog.citus_remove_node($1, $2)',
+        values: [step.node.host, step.node.port],
+      });
+      return;
+    case 'coordinator':
+      await session.query({
+        text: 'SELECT pg_catalog.citus_set_coordinator_host($1, $2)',
+        values: [step.node.host, step.node.port],
+      });
+  }
+}
+
+/** `citus_update_node` with force: sessions in the way are ended after `cooldownMs`. */
+export async function updateNode(
+  session: ClientBase,
+  nodeid: number,
+  to: Address,
+  cooldownMs: number,
+): Promise<void> {
+  await session.query({
+    name: 'mpp-update-node',
+    text: 'SELECT pg_catalog.citus_update_node($1, $2, $3, true, $4)',
+    values: [nodeid, to.host, to.port, Math.round(cooldownMs)],
+  });
+}

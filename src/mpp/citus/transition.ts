@@ -1,0 +1,211 @@
+import { formatAddress, sameAddress, type Address, type Task } from '../../tasks/task.js';
+import type { HeldNode, Node, Step, Transition } from '../abstract.js';
+
+/** What the decision needs of a task. */
+export type Report = Pick<Task, 'event' | 'groupid' | 'address' | 'secondaries'>;
+
+/**
+ * Decides what a report means for its group. Pure: the same rows and hold give the same answer.
+ *
+ * @param nodes the group's rows, and any row at an address that the report names. The row of a held
+ *   primary may carry the address that the hold has given it.
+ * @param held the group's hold, if it is held.
+ */
+export function planTransition(
+  report: Report,
+  nodes: readonly Node[],
+  held: HeldNode | null,
+): Transition {
+  const group = nodes.filter((node) => node.ours && node.groupid === report.groupid);
+  const found = group.find((node) => node.role === 'primary');
+  const primary = found && held ? { ...found, address: held.original } : found;
+  switch (report.event) {
+    case 'before_demote':
+      return planDemote(report, primary, held);
+    case 'suspect':
+      return held && primary
+        ? nothing(primary, 'its group is held already')
+        : planDemote(report, primary, held);
+    case 'before_promote':
+      return planPromote(report, nodes, primary, held);
+    case 'after_promote':
+      return planCommit(report, nodes, group, primary, held);
+  }
+}
+
+function planDemote(report: Report, primary: Node | undefined, held: HeldNode | null): Transition {
+  if (primary === undefined) return discard(`group ${report.groupid} has no primary to demote`);
+  const isTarget = held?.target && sameAddress(report.address, held.target);
+  if (sameAddress(report.address, primary.address) || isTarget) {
+    return { kind: 'hold', node: primary, target: held?.target ?? null };
+  }
+  return discard(
+    `${formatAddress(report.address)} is not the primary of group ${report.groupid}: ` +
+      `that is ${formatAddress(primary.address)}`,
+  );
+}
+
+function planPromote(
+  report: Report,
+  nodes: readonly Node[],
+  primary: Node | undefined,
+  held: HeldNode | null,
+): Transition {
+  if (primary === undefined) {
+    return discard(`group ${report.groupid} has no primary to replace; report after_promote`);
+  }
+  const stranger = occupant(report, nodes);
+  if (stranger) return discard(taken(report.address, stranger));
+  if (held === null && sameAddress(report.address, primary.address)) {
+    return nothing(primary, `${formatAddress(report.address)} is the primary already`);
+  }
+  return { kind: 'hold', node: primary, target: report.address };
+}
+
+function planCommit(
+  report: Report,
+  nodes: readonly Node[],
+  group: readonly Node[],
+  primary: Node | undefined,
+  held: HeldNode | null,
+): Transition {
+  const stranger = [report.address, ...(report.secondaries ?? [])]
+    .map((address) => occupant({ ...report, address }, nodes))
+    .find((node) => node !== undefined);
+  if (stranger) return { kind: 'fail', reason: taken(stranger.address, stranger) };
+
+  if (primary === undefined) return planRegistration(report, group);
+
+  const move = moveSteps(report, nodes, group, primary);
+  const after = afterMove(report, group, primary);
+  const rest = secondarySteps(report, after);
+  if (held || move.length > 0) {
+    return { kind: 'change', nodeid: primary.nodeid, steps: move, followUp: rest.length > 0 };
+  }
+  if (rest.length > 0) {
+    return { kind: 'change', nodeid: primary.nodeid, steps: rest, followUp: false };
+  }
+  return nothing(primary, 'pg_dist_node says so already');
+}
+
+function planRegistration(report: Report, group: readonly Node[]): Transition {
+  if (group.some((node) => sameAddress(node.address, report.address))) {
+    return {
+      kind: 'fail',
+      reason:
+        `${formatAddress(report.address)} is a secondary of group ${report.groupid}, which has no ` +
+        'primary; remove that row with citus_remove_node and report again',
+    };
+  }
+  const step: Step =
+    report.groupid === 0
+      ? { op: 'coordinator', node: report.address }
+      : { op: 'add', groupid: report.groupid, role: 'primary', node: report.address };
+  const followUp = (report.secondaries ?? []).length > 0;
+  return { kind: 'change', nodeid: null, steps: [step], followUp };
+}
+
+/**
+ * The updates that bring the primary's row to its new address. It keeps its nodeid, which the
+ * placements of its shards refer to. A swap with a registered secondary takes three, because an
+ * address is unique and each update is checked at once.
+ */
+function moveSteps(
+  report: Report,
+  nodes: readonly Node[],
+  group: readonly Node[],
+  primary: Node,
+): Step[] {
+  if (sameAddress(report.address, primary.address)) return [];
+  const toNew: Step = { op: 'update', nodeid: primary.nodeid, to: report.address };
+  const promoted = group.find(
+    (node) => node.nodeid !== primary.nodeid && sameAddress(node.address, report.address),
+  );
+  if (promoted === undefined) return [toNew];
+  return [
+    { op: 'update', nodeid: primary.nodeid, to: parkedAddress(primary, nodes) },
+    { op: 'update', nodeid: promoted.nodeid, to: primary.address },
+    toNew,
+  ];
+}
+
+/** The group's secondaries once the move is done. */
+function afterMove(report: Report, group: readonly Node[], primary: Node): Node[] {
+  return group
+    .filter((node) => node.nodeid !== primary.nodeid)
+    .map((node) =>
+      sameAddress(node.address, report.address) ? { ...node, address: primary.address } : node,
+    );
+}
+
+/**
+ * What makes the secondaries those of the report. A row that has lost its node is given one that
+ * has no row, so that its nodeid lives on; then the rest is removed and added.
+ */
+function secondarySteps(report: Report, secondaries: readonly Node[]): Step[] {
+  if (report.secondaries === null) return [];
+  const wanted = uniqueAddresses(report.secondaries);
+  const lost = secondaries.filter(
+    (node) => !wanted.some((address) => sameAddress(address, node.address)),
+  );
+  const missing = wanted.filter(
+    (address) => !secondaries.some((node) => sameAddress(node.address, address)),
+  );
+  const reused = Math.min(lost.length, missing.length);
+  return [
+    ...missing.slice(0, reused).flatMap((to, index): Step[] => {
+      const node = lost[index];
+      return node ? [{ op: 'update', nodeid: node.nodeid, to }] : [];
+    }),
+    ...lost.slice(reused).map((node): Step => ({ op: 'remove', node: node.address })),
+    ...missing
+      .slice(reused)
+      .map((node): Step => ({ op: 'add', groupid: report.groupid, role: 'secondary', node })),
+  ];
+}
+
+/**
+ * An address that nobody has, for the row of a primary that is between two. The name is the one
+ * that the strategy demoted-row gives it, so that a swap does not move it twice.
+ */
+export function parkedAddress(primary: Node, nodes: readonly Node[]): Address {
+  const { host, port } = primary.address;
+  const plain = { host: `${host}-demoted`, port };
+  const occupied = nodes.some(
+    (node) => node.nodeid !== primary.nodeid && sameAddress(node.address, plain),
+  );
+  return occupied ? { host: `${host}-demoted-${primary.nodeid}`, port } : plain;
+}
+
+/** The row at the report's address, if it is not one of the report's own group. */
+function occupant(
+  report: Pick<Report, 'groupid' | 'address'>,
+  nodes: readonly Node[],
+): Node | undefined {
+  return nodes.find(
+    (node) =>
+      sameAddress(node.address, report.address) && !(node.ours && node.groupid === report.groupid),
+  );
+}
+
+function taken(address: Address, node: Node): string {
+  const owner = node.ours ? `group ${node.groupid}` : 'another node cluster';
+  return (
+    `${formatAddress(address)} belongs to ${owner} (nodeid ${node.nodeid}); ` +
+    'remove or move that row, then report again'
+  );
+}
+
+function uniqueAddresses(addresses: readonly Address[]): Address[] {
+  return addresses.filter(
+    (address, index) => addresses.findIndex((other) => sameAddress(other, address)) === index,
+  );
+}
+
+function discard(reason: string): Transition {
+  return { kind: 'discard', reason };
+}
+
+function nothing(primary: Node, reason: string): Transition {
+  return { kind: 'nothing', nodeid: primary.nodeid, reason };
+}

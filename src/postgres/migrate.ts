@@ -1,0 +1,152 @@
+import { readdir } from 'node:fs/promises';
+import { fileURLToPath } from 'node:url';
+import type pg from 'pg';
+import { migrate } from 'postgres-migrations';
+import { DatabaseStateError, MppError } from '../errors.js';
+import { sqlState } from './sqlstate.js';
+import { errorText } from './session.js';
+
+/** The *.sql files, shipped beside the compiled code. */
+const FOLDER = fileURLToPath(new URL('../../migrations', import.meta.url));
+
+/** The advisory lock that postgres-migrations takes; see its with-lock.js. */
+const MIGRATION_LOCK = '-8525285245963000605';
+
+export interface MigrateOptions {
+  /** Schema of our objects; made when missing. */
+  readonly schema: string;
+  /** How long to wait for another migration, and for any lock, in milliseconds. */
+  readonly lockTimeoutMs: number;
+  readonly log?: (line: string) => void;
+}
+
+/**
+ * Where postgres-migrations keeps its table `migrations`. Not in our own schema: that may be
+ * `public`, where an application that uses the same library has a table of that name.
+ */
+export function bookkeepingSchema(schema: string): string {
+  return `mpp_migrations_${schema}`;
+}
+
+/**
+ * Brings the SQL contract in `options.schema` up to this version of the code.
+ *
+ * @param client a session of its own, without an open transaction; its search_path is changed.
+ * @returns the names of the migrations that were applied, empty when there was nothing to do.
+ * @throws DatabaseStateError `SCHEMA_NEWER` when the database was migrated by a newer version,
+ *   `MIGRATION_LOCK` when another migration did not end within `lockTimeoutMs`.
+ */
+export async function applyMigrations(
+  client: pg.Client,
+  options: MigrateOptions,
+): Promise<string[]> {
+  await client.query(SESSION_SETTINGS, [
+    options.schema,
+    bookkeepingSchema(options.schema),
+    `${options.lockTimeoutMs}ms`,
+  ]);
+  try {
+    await client.query(`SELECT pg_advisory_lock(${MIGRATION_LOCK})`);
+  } catch (error) {
+    if (sqlState(error) !== '55P03') throw error;
+    throw new DatabaseStateError(
+      'MIGRATION_LOCK',
+      `another migration of this database has not ended within ${options.lockTimeoutMs} ms; ` +
+        'wait for it, or raise MPP_MIGRATE_TIMEOUT',
+      { retryable: true },
+    );
+  }
+  try {
+    await createSchema(client, options.schema);
+    await createSchema(client, bookkeepingSchema(options.schema));
+    await client.query(BOOKKEEPING_TABLE);
+    const applied = await appliedMigration(client, options.schema);
+    const known = await knownMigration();
+    if (applied > known) throw newerSchema(options.schema, applied, known);
+    const done = await migrate({ client }, FOLDER, { logger: options.log ?? (() => undefined) });
+    return done.filter((migration) => migration.id > 0).map((migration) => migration.name);
+  } catch (error) {
+    if (error instanceof MppError) throw error;
+    throw new DatabaseStateError(
+      'MIGRATION_FAILED',
+      `the migration of schema ${options.schema} failed and changed nothing: ${errorText(error)}`,
+    );
+  } finally {
+    await client.query(`SELECT pg_advisory_unlock(${MIGRATION_LOCK})`).catch(() => undefined);
+  }
+}
+
+/**
+ * Checks that the SQL contract in `schema` is the one of this version of the code.
+ *
+ * @throws DatabaseStateError `SCHEMA_MISSING`, `SCHEMA_OLDER` or `SCHEMA_NEWER`.
+ */
+export async function checkMigrated(client: pg.ClientBase, schema: string): Promise<void> {
+  const [applied, known] = [await appliedMigration(client, schema), await knownMigration()];
+  if (applied > known) throw newerSchema(schema, applied, known);
+  if (applied < known) {
+    throw new DatabaseStateError(
+      applied < 1 ? 'SCHEMA_MISSING' : 'SCHEMA_OLDER',
+      `schema ${schema} is at migration ${Math.max(applied, 0)} and this version needs ${known}; ` +
+        'run mpp-controller migrate',
+      { retryable: true },
+    );
+  }
+}
+
+/** Asks first: IF NOT EXISTS wants the right to create even where there is nothing to create. */
+async function createSchema(client: pg.Client, schema: string): Promise<void> {
+  const { rowCount } = await client.query('SELECT FROM pg_namespace WHERE nspname = $1', [schema]);
+  if (rowCount === 0) {
+    await client.query(`CREATE SCHEMA IF NOT EXISTS ${client.escapeIdentifier(schema)}`);
+  }
+}
+
+/** The newest migration that was applied in this database, -1 when none ever was. */
+async function appliedMigration(client: pg.ClientBase, schema: string): Promise<number> {
+  const found = await client.query<{ present: boolean }>(
+    "SELECT to_regclass(format('%I.migrations', $1::text)) IS NOT NULL AS present",
+    [bookkeepingSchema(schema)],
+  );
+  if (found.rows[0]?.present !== true) return -1;
+  const table = `${client.escapeIdentifier(bookkeepingSchema(schema))}.migrations`;
+  const { rows } = await client.query<{ id: number }>(
+    `SELECT coalesce(max(id), -1) AS id FROM ${table}`,
+  );
+  return rows[0]?.id ?? -1;
+}
+
+async function knownMigration(): Promise<number> {
+  const files = await readdir(FOLDER);
+  return Math.max(...files.filter((name) => name.endsWith('.sql')).map((name) => parseInt(name)));
+}
+
+function newerSchema(schema: string, applied: number, known: number): DatabaseStateError {
+  return new DatabaseStateError(
+    'SCHEMA_NEWER',
+    `schema ${schema} is at migration ${applied} and this version knows only ${known}; ` +
+      'install the version of mpp-controller that migrated it, or a newer one',
+  );
+}
+
+/**
+ * The first schema on the search_path is where CREATE puts things: that of the bookkeeping for
+ * postgres-migrations itself; each of our files switches to `mpp.objects_path` and back.
+ * Nothing of ours is propagated to the workers; Citus's setting is accepted without Citus, too.
+ */
+const SESSION_SETTINGS = `
+  SELECT set_config('mpp.objects_path', format('%I, pg_temp', $1::text), false),
+         set_config('mpp.bookkeeping_path', format('%I, pg_temp', $2::text), false),
+         set_config('search_path', format('%I, pg_temp', $2::text), false),
+         set_config('citus.enable_ddl_propagation', 'off', false),
+         set_config('lock_timeout', $3, false),
+         set_config('client_min_messages', 'warning', false)`;
+
+/** As postgres-migrations makes it; it looks for the name in any schema, so it must find ours first. */
+const BOOKKEEPING_TABLE = `
+  CREATE TABLE IF NOT EXISTS migrations (
+    id integer PRIMARY KEY,
+    name varchar(100) UNIQUE NOT NULL,
+    hash varchar(40) NOT NULL,
+    executed_at timestamp DEFAULT current_timestamp
+  )`;

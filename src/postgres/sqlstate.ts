@@ -1,0 +1,32 @@
+import pg from 'pg';
+
+/** The SQLSTATE of an error that PostgreSQL sent, else undefined. */
+export function sqlState(error: unknown): string | undefined {
+  return error instanceof pg.DatabaseError ? error.code : undefined;
+}
+
+/** True when the session is gone: ended by an administrator, a restart, a timeout, or the network. */
+export function isSessionLost(error: unknown): boolean {
+  const state = sqlState(error);
+  // node-postgres throws a plain Error, or one of the socket's, when the connection breaks.
+  if (state === undefined) return true;
+  return state.startsWith('08') || state.startsWith('57P') || SESSION_TIMEOUTS.has(state);
+}
+
+/** True when the transaction was picked to give way and may simply be run again. */
+export function isVictim(error: unknown): boolean {
+  const state = sqlState(error);
+  return state === '40P01' || state === '40001';
+}
+
+/**
+ * True when no retry can mend it: the data itself is refused (class 22, 23) or the server cannot do
+ * this at all (0A). A missing right or function may be put right while we retry, so it is not here.
+ */
+export function isHopeless(error: unknown): boolean {
+  const state = sqlState(error);
+  return state !== undefined && /^(22|23|0A)/.test(state);
+}
+
+/** idle_in_transaction_session_timeout, idle_session_timeout, transaction_timeout. */
+const SESSION_TIMEOUTS = new Set(['25P03', '57P05', '25P04']);

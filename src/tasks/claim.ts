@@ -1,0 +1,196 @@
+import type { ClientBase, Pool } from 'pg';
+import { GROUP_LOCK } from '../postgres/locks.js';
+import { parseAddress, type Pause, type Task, type TaskEvent } from './task.js';
+
+/** Which groups a claim may look at. */
+export interface ClaimScope {
+  /** Id of this controller, for claimed_by. */
+  readonly controller: string;
+  /** Groups that a task of ours is running for. */
+  readonly busy: readonly number[];
+  /** Groups that we hold; their tasks come first. */
+  readonly held: readonly number[];
+  /** Whether a task of a further group may be taken. */
+  readonly open: boolean;
+}
+
+interface ClaimedRow {
+  id: string;
+  event: TaskEvent;
+  groupid: number;
+  nodename: string;
+  nodeport: number;
+  secondaries: string[] | null;
+  timeout_ms: number;
+  cooldown_ms: number;
+  pause: Pause | null;
+  source: Task['source'];
+  attempt: number;
+  remaining_ms: number;
+  resumed: boolean;
+  rebuild_at: string | null;
+}
+
+/** A task, and when an operator last called mpp_rebuild_cache(). */
+export interface Claimed {
+  readonly task: Task;
+  readonly rebuildAt: string | null;
+}
+
+/**
+ * Takes the next task, or undefined when there is none that may be taken now.
+ *
+ * One statement, one commit: whoever dies after it leaves a row in `claimed` whose group nobody has
+ * locked, which `sweep` finds.
+ */
+export async function claimTask(
+  db: Pool | ClientBase,
+  scope: ClaimScope,
+): Promise<Claimed | undefined> {
+  const { rows } = await db.query<ClaimedRow>({
+    name: 'mpp-claim',
+    text: CLAIM,
+    values: [scope.controller, scope.busy, scope.held, scope.open],
+  });
+  const row = rows[0];
+  if (row === undefined) return undefined;
+  return { task: toTask(row), rebuildAt: row.rebuild_at };
+}
+
+function toTask(row: ClaimedRow): Task {
+  return {
+    id: row.id,
+    event: row.event,
+    groupid: row.groupid,
+    address: { host: row.nodename, port: row.nodeport },
+    secondaries: row.secondaries === null ? null : row.secondaries.map(parseAddress),
+    timeoutMs: row.timeout_ms,
+    cooldownMs: row.cooldown_ms,
+    pause: row.pause,
+    source: row.source,
+    attempt: row.attempt,
+    remainingMs: row.remaining_ms,
+    resumed: row.resumed,
+  };
+}
+
+/**
+ * Order: a held group, group 0, the oldest. Only the first pending task of a group is looked at, and
+ * none while another of the group runs, so that a retry that is not yet due holds back what came
+ * after it. A before_ task that is late is left to `sweep`.
+ *
+ * Locks: FOR UPDATE on one row. SKIP LOCKED passes over a row that a client is superseding or
+ * cancelling; its group is then skipped whole, because the row is still the first pending one.
+ * The view mpp_queue shows the same order.
+ */
+const CLAIM = `
+  WITH next AS (
+    SELECT t.id
+    FROM mpp_tasks AS t
+    WHERE t.finished_at IS NULL
+      AND t.status = 'pending'
+      AND (t.not_before IS NULL OR t.not_before <= clock_timestamp())
+      AND (t.event = 'after_promote'
+           OR coalesce(t.deadline, t.created_at + t.timeout) > clock_timestamp())
+      AND t.groupid <> ALL ($2::integer[])
+      AND ($4::boolean OR t.groupid = ANY ($3::integer[]))
+      AND NOT EXISTS (
+        SELECT
+        FROM mpp_tasks AS e
+        WHERE e.finished_at IS NULL
+          AND e.groupid = t.groupid
+          AND (e.status = 'claimed' OR (e.status = 'pending' AND e.id < t.id)))
+    ORDER BY t.groupid = ANY ($3::integer[]) DESC, t.groupid = 0 DESC, t.id
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+  )
+  UPDATE mpp_tasks AS t
+  SET status = 'claimed',
+      attempt = t.attempt + 1,
+      claimed_by = $1,
+      claimed_at = clock_timestamp(),
+      not_before = NULL,
+      reason = NULL
+  FROM next
+  WHERE t.id = next.id
+  RETURNING t.id, t.event, t.groupid, t.nodename, t.nodeport, t.secondaries, t.pause, t.source, t.attempt,
+    (extract(epoch FROM t.timeout) * 1000)::float8 AS timeout_ms,
+    (extract(epoch FROM t.cooldown) * 1000)::float8 AS cooldown_ms,
+    (extract(epoch FROM coalesce(t.deadline, t.created_at + t.timeout) - clock_timestamp()) * 1000)::float8
+      AS remaining_ms,
+    t.deadline IS NOT NULL AS resumed,
+    (SELECT c.rebuild_at::text FROM mpp_controllers AS c WHERE c.id = $1) AS rebuild_at`;
+
+/** What a sweep changed. */
+export interface Swept {
+  readonly id: string;
+  readonly groupid: number;
+  readonly status: string;
+}
+
+/**
+ * Ends tasks that are too late, and takes back those whose controller has died: a group with a
+ * running task that is not ours and whose lock is free has nobody working on it.
+ *
+ * @param ours groups that this controller works on or holds.
+ */
+export async function sweep(db: Pool | ClientBase, ours: readonly number[]): Promise<Swept[]> {
+  const { rows } = await db.query<Swept>({
+    name: 'mpp-sweep',
+    text: SWEEP,
+    values: [ours, GROUP_LOCK],
+  });
+  return rows;
+}
+
+/**
+ * Taking the group's lock is what proves it free; it is given back when the statement commits, so a
+ * controller that wants it at that moment tries again.
+ */
+const SWEEP = `
+  WITH orphaned AS MATERIALIZED (
+    SELECT DISTINCT t.groupid
+    FROM mpp_tasks AS t
+    WHERE t.finished_at IS NULL
+      AND t.status IN ('claimed', 'holding')
+      AND t.groupid <> ALL ($1::integer[])
+  ), free AS MATERIALIZED (
+    SELECT groupid FROM orphaned WHERE pg_try_advisory_xact_lock($2, groupid)
+  ), change AS (
+    SELECT t.id, t.status AS was, t.attempt,
+      CASE
+        WHEN t.event = 'after_promote' THEN 'pending'
+        WHEN t.deadline <= clock_timestamp() THEN 'rolled_back'
+        WHEN coalesce(t.deadline, t.created_at + t.timeout) <= clock_timestamp() THEN 'expired'
+        WHEN t.status <> 'pending' AND n.id IS NOT NULL THEN 'superseded'
+        ELSE 'pending'
+      END AS status,
+      n.id AS newer
+    FROM mpp_tasks AS t
+    LEFT JOIN LATERAL (
+      SELECT max(n.id) AS id
+      FROM mpp_tasks AS n
+      WHERE n.finished_at IS NULL
+        AND n.groupid = t.groupid
+        AND n.id > t.id
+        AND n.status = 'pending'
+        AND n.source = 'client'
+        AND n.event <> 'suspect'
+    ) AS n ON true
+    WHERE t.finished_at IS NULL
+      AND (t.status = 'pending' OR t.groupid IN (SELECT groupid FROM free))
+  )
+  UPDATE mpp_tasks AS t
+  SET status = change.status,
+      reason = CASE change.status
+        WHEN 'expired' THEN format('still pending when its timeout of %s had passed', t.timeout)
+        WHEN 'rolled_back' THEN 'the hold was lost and its deadline passed before it could be taken again'
+        WHEN 'superseded' THEN format('superseded by task %s after its controller was lost', change.newer)
+        ELSE 'taken up again after its controller was lost'
+      END
+  FROM change
+  WHERE t.id = change.id
+    AND change.status <> change.was
+    AND t.status = change.was
+    AND t.attempt = change.attempt
+  RETURNING t.id, t.groupid, t.status`;

@@ -1,0 +1,55 @@
+/** The events that a client can report; see the comment on mpp_tasks.event. */
+export type TaskEvent = 'before_demote' | 'before_promote' | 'after_promote' | 'suspect';
+
+/** What waits while a group is held. */
+export type Pause = 'writes' | 'all' | 'none';
+
+/** How a task can end, but for what SQL functions and triggers do (superseded, cancelled). */
+export type TaskEnd = 'done' | 'discarded' | 'rolled_back' | 'failed';
+
+/** A node's address, as pg_dist_node has it. */
+export interface Address {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** One row of mpp_tasks, as claimed. */
+export interface Task {
+  /** bigint; node-postgres gives these as strings and nothing here computes with them. */
+  readonly id: string;
+  readonly event: TaskEvent;
+  readonly groupid: number;
+  readonly address: Address;
+  /** The group's other nodes; null leaves them as they are. */
+  readonly secondaries: readonly Address[] | null;
+  readonly timeoutMs: number;
+  readonly cooldownMs: number;
+  /** null takes the controller's setting. */
+  readonly pause: Pause | null;
+  readonly source: 'client' | 'sync' | 'probe';
+  readonly attempt: number;
+  /**
+   * How long it may still take, in milliseconds, by the server's clock: until the deadline of the
+   * hold it was part of, else until its timeout has passed since it was created.
+   */
+  readonly remainingMs: number;
+  /** True when it was part of a hold before and is taken up again. */
+  readonly resumed: boolean;
+}
+
+export function sameAddress(a: Address, b: Address): boolean {
+  return a.host === b.host && a.port === b.port;
+}
+
+export function formatAddress({ host, port }: Address): string {
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
+/** Reads `host:port` or `[ipv6]:port`. The table's trigger has checked the form before. */
+export function parseAddress(text: string): Address {
+  const colon = text.lastIndexOf(':');
+  return {
+    host: text.slice(0, colon).replace(/^\[(.*)\]$/, '$1'),
+    port: Number(text.slice(colon + 1)),
+  };
+}
