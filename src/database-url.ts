@@ -16,7 +16,7 @@ const FORM = 'a URL such as postgresql://user@host:5432/database';
  * @throws ConfigError when it cannot be read. The message never has any part of the URL in it.
  */
 export function connectionFromUrl(url: string): Connection {
-  if (!/^(postgres(ql)?|socket):|^\//.test(url)) {
+  if (!/^(postgres(ql)?:\/\/|socket:|\/)/.test(url)) {
     throw new ConfigError(`DATABASE_URL is not a connection URL; give ${FORM}`);
   }
   const client = readUrl(url);

@@ -15,6 +15,7 @@ import { boundsOf, GROUP_BUSY_DELAY_MS, growingDelay, watchdogMs } from './bound
 import { recordFailure } from './failure.js';
 import { GroupSession } from './group-session.js';
 import type { Hold, Holds } from './holds.js';
+import { describeGroup, primaryOf } from './nodes.js';
 import { persist } from './persist.js';
 
 export interface ProcessorOptions {
@@ -176,7 +177,11 @@ export class Processor {
     hold.attempts.push(attempt);
     holds.extend(hold, remaining);
     log.info(
-      { node: formatAddress(hold.node.original), target: target(hold), remainingMs: remaining },
+      {
+        node: formatAddress(hold.node.original),
+        target: hold.node.target && formatAddress(hold.node.target),
+        remainingMs: remaining,
+      },
       held ? 'hold goes on' : 'hold opened',
     );
     return {};
@@ -215,7 +220,10 @@ export class Processor {
       nodeid: transition.nodeid ?? primaryOf(after, task.groupid)?.nodeid ?? null,
       reason: changed ? null : 'the primary is the same; its traffic goes on',
       change: changed
-        ? { before: describe(hold?.before ?? nodes, task), after: describe(after, task) }
+        ? {
+            before: describeGroup(hold?.before ?? nodes, task.groupid),
+            after: describeGroup(after, task.groupid),
+          }
         : null,
     });
     if (!mine) return this.#lostAttempt(task, session, hold, log);
@@ -283,23 +291,3 @@ export class Processor {
 }
 
 const ANSWERS = { discard: 'discarded', fail: 'failed', nothing: 'done' } as const;
-
-function primaryOf(nodes: readonly Node[], groupid: number): Node | undefined {
-  return nodes.find((node) => node.ours && node.groupid === groupid && node.role === 'primary');
-}
-
-/** The group's rows as the log shows them. */
-function describe(nodes: readonly Node[], task: Task): Record<string, unknown>[] {
-  return nodes
-    .filter((node) => node.ours && node.groupid === task.groupid)
-    .map(({ nodeid, role, address }) => ({
-      nodeid,
-      noderole: role,
-      nodename: address.host,
-      nodeport: address.port,
-    }));
-}
-
-function target(hold: Hold): string | null {
-  return hold.node.target && formatAddress(hold.node.target);
-}

@@ -1,7 +1,6 @@
-import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { embeddedPackage, type Major } from './embedded.js';
-import { createProgramFolder } from './folder.js';
+import { createProgramFolder, exists } from './folder.js';
 import { CommandError, run, type Owner } from './processes.js';
 import { hasAllLinks, stage } from './staging.js';
 
@@ -52,14 +51,22 @@ export async function resolveBinaries(
   }
   const native = await embeddedPackage(parseMajor(env['MPP_PG_MAJOR']));
   const stagingFolder = options.stagingFolder ?? (() => createProgramFolder(owner));
-  return { ...(await runnable(native, owner, stagingFolder)), hasCitus: false, source: 'embedded', ...owner };
+  return {
+    ...(await runnable(native, owner, stagingFolder)),
+    hasCitus: false,
+    source: 'embedded',
+    ...owner,
+  };
 }
 
 /** Who servers run as: ourselves, or `postgres` or else `nobody` when we are root. */
 export async function resolveOwner(): Promise<Owner> {
   if (process.getuid?.() !== 0) return {};
   try {
-    const [uid, gid] = await Promise.all([run('id', ['-u', 'postgres']), run('id', ['-g', 'postgres'])]);
+    const [uid, gid] = await Promise.all([
+      run('id', ['-u', 'postgres']),
+      run('id', ['-g', 'postgres']),
+    ]);
     return { uid: Number(uid), gid: Number(gid) };
   } catch (error) {
     if (error instanceof CommandError) return NOBODY;
@@ -124,11 +131,4 @@ async function citusIsInstalled(bin: string): Promise<boolean> {
     throw error;
   });
   return exists(join(share.trim(), 'extension', 'citus.control'));
-}
-
-async function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
 }

@@ -1,7 +1,8 @@
-import { access, mkdir, mkdtemp, rename, rm } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, rename, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { packageRoot } from '../package-root.js';
+import { exists } from './folder.js';
 import { isErrno, run } from './processes.js';
 
 export type Major = 15 | 16 | 17 | 18;
@@ -58,7 +59,17 @@ async function installed(name: string, major: Major, version: string): Promise<s
   await mkdir(cache, { recursive: true });
   const fresh = await mkdtemp(join(cache, `postgresql-${major}-`));
   try {
-    await run('npm', ['install', '--no-save', '--no-audit', '--no-fund', '--prefix', fresh, `${name}@${version}`]);
+    // Servers may run as another user, who must be able to enter it.
+    await chmod(fresh, 0o755);
+    await run('npm', [
+      'install',
+      '--no-save',
+      '--no-audit',
+      '--no-fund',
+      '--prefix',
+      fresh,
+      `${name}@${version}`,
+    ]);
     await rename(fresh, folder).catch((error: unknown) => {
       if (!isErrno(error, 'ENOTEMPTY') && !isErrno(error, 'EEXIST')) throw error;
     });
@@ -66,11 +77,4 @@ async function installed(name: string, major: Major, version: string): Promise<s
     await rm(fresh, { recursive: true, force: true });
   }
   return entry;
-}
-
-async function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
 }

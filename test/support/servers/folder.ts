@@ -1,4 +1,4 @@
-import { chmod, chown, mkdtemp, rm, statfs } from 'node:fs/promises';
+import { access, chmod, chown, mkdtemp, rm, statfs } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { CommandError, run, type Owner } from './processes.js';
@@ -43,6 +43,18 @@ async function createFolder(places: readonly string[], owner: Owner): Promise<st
 /** Hands a file or folder to `owner`; nothing to do when that is ourselves. */
 export async function give(path: string, { uid, gid }: Owner): Promise<void> {
   if (uid !== undefined && gid !== undefined) await chown(path, uid, gid);
+}
+
+/** The same for a folder and all in it. */
+export async function giveAll(folder: string, { uid, gid }: Owner): Promise<void> {
+  if (uid !== undefined && gid !== undefined) await run('chown', ['-R', `${uid}:${gid}`, folder]);
+}
+
+export async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
 }
 
 async function canUse(folder: string, owner: Owner): Promise<boolean> {

@@ -23,12 +23,16 @@ export class CommandError extends Error {
  *
  * @throws CommandError with the end of what it printed.
  */
-export async function run(file: string, args: readonly string[], owner: Owner = {}): Promise<string> {
+export async function run(
+  file: string,
+  args: readonly string[],
+  owner: Owner = {},
+): Promise<string> {
   const child = spawn(file, args, {
     ...owner,
     // The present folder may be one that `owner` cannot enter.
     cwd: '/',
-    env: cleanEnvironment(),
+    env: cleanEnvironment(owner),
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   let stdout = '';
@@ -47,11 +51,12 @@ export async function run(file: string, args: readonly string[], owner: Owner = 
 
 /**
  * Our environment without PG* (a PGPASSWORD or PGOPTIONS of the user's would reach initdb and the
- * WAL receivers) and with untranslated messages.
+ * WAL receivers), with untranslated messages, and without our home when another user runs.
  */
-export function cleanEnvironment(): NodeJS.ProcessEnv {
+export function cleanEnvironment(owner: Owner): NodeJS.ProcessEnv {
   const kept = Object.entries(process.env).filter(([name]) => !name.startsWith('PG'));
-  return { ...Object.fromEntries(kept), LC_ALL: 'C', TZ: 'UTC', HOME: tmpdir() };
+  const home = owner.uid === undefined ? {} : { HOME: tmpdir() };
+  return { ...Object.fromEntries(kept), LC_ALL: 'C', TZ: 'UTC', ...home };
 }
 
 /** Sends a signal; false when there is no such process any more. */
@@ -80,7 +85,9 @@ export async function childrenOf(pid: number): Promise<number[]> {
   if ((await readStat(process.pid)) === undefined) {
     const table = await run('ps', ['-A', '-o', 'pid=,ppid=']);
     const rows = table.split('\n').map((line) => line.trim().split(/\s+/).map(Number));
-    return rows.flatMap(([child, parent]) => (parent === pid && child !== undefined ? [child] : []));
+    return rows.flatMap(([child, parent]) =>
+      parent === pid && child !== undefined ? [child] : [],
+    );
   }
   const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
   const stats = await Promise.all(pids.map(readStat));

@@ -1,5 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
+import { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { WATCHER_SOURCE } from './watcher-source.js';
 
@@ -24,7 +25,8 @@ export class Reaper {
     watcher.on('error', () => undefined);
     watcher.stdin.on('error', () => undefined);
     watcher.unref();
-    unref(watcher.stdin);
+    // Nor may the pipe keep us alive; its type does not tell that it is a socket.
+    if (watcher.stdin instanceof Socket) watcher.stdin.unref();
     this.#watcher = watcher;
   }
 
@@ -46,11 +48,12 @@ export class Reaper {
   async stop(): Promise<void> {
     const watcher = this.#watcher;
     this.#watcher = undefined;
-    if (watcher?.stdin == null) return;
-    if (watcher.exitCode !== null || watcher.signalCode !== null) return;
+    if (watcher?.pid === undefined || watcher.exitCode !== null || watcher.signalCode !== null) {
+      return;
+    }
     watcher.ref();
     const ended = once(watcher, 'exit');
-    watcher.stdin.end();
+    watcher.stdin?.end();
     await ended;
   }
 
@@ -58,9 +61,4 @@ export class Reaper {
     if (this.#watcher === undefined) throw new Error('the reaper is not started');
     this.#watcher.stdin?.write(`${JSON.stringify(message)}\n`);
   }
-}
-
-/** The pipe alone must not keep this process alive. */
-function unref(stream: object): void {
-  if ('unref' in stream && typeof stream.unref === 'function') stream.unref();
 }

@@ -1,7 +1,7 @@
-import { cp, lstat, readFile, symlink } from 'node:fs/promises';
+import { cp, readFile, symlink } from 'node:fs/promises';
 import { basename, dirname, join, relative } from 'node:path';
 import { z } from 'zod';
-import { give, giveAll } from './folder.js';
+import { exists, giveAll } from './folder.js';
 import { isErrno, type Owner } from './processes.js';
 
 /** What an embedded PostgreSQL package says about the links that npm cannot pack. */
@@ -11,14 +11,7 @@ type Links = z.infer<typeof LINKS>;
 /** True when every link that the package needs is in its folder `native`. */
 export async function hasAllLinks(native: string): Promise<boolean> {
   const links = await readLinks(native);
-  const found = await Promise.all(
-    links.map(({ target }) =>
-      lstat(join(dirname(native), target)).then(
-        () => true,
-        () => false,
-      ),
-    ),
-  );
+  const found = await Promise.all(links.map(({ target }) => exists(join(dirname(native), target))));
   return !found.includes(false);
 }
 

@@ -1,0 +1,58 @@
+import { Command } from 'commander';
+import pg from 'pg';
+import type { Settings } from '../config.js';
+import { bootstrap } from '../mpp/citus/bootstrap.js';
+import { addSettings, readSettings, type Io } from './settings.js';
+
+const USES = [
+  'schema',
+  'migrateTimeoutMs',
+  'coordinatorHost',
+  'coordinatorPort',
+  'localHostname',
+] as const;
+
+export function bootstrapCommand(io: Io): Command {
+  const command = new Command('bootstrap')
+    .description('make a server ready: database, Citus, credentials, coordinator, control table')
+    .option('--worker', 'this server is a worker: only database, Citus and credentials')
+    .addHelpText(
+      'after',
+      '\nRun it as a superuser, as often as you like: what is there is left alone.' +
+        '\nMPP_AUTHINFO (no flag) is what nodes authenticate with at each other, as pg_dist_authinfo takes it: password=...',
+    );
+  return addSettings(command, USES).action(async () => {
+    const settings = readSettings(io, command, USES);
+    const host = settings.coordinatorHost ?? connectionHost(settings);
+    const worker = command.opts<{ worker?: boolean }>().worker === true;
+    await bootstrap(
+      {
+        connection: settings.connection,
+        schema: settings.schema,
+        migrateTimeoutMs: settings.migrateTimeoutMs,
+        authinfo: io.env['MPP_AUTHINFO'] === '' ? undefined : io.env['MPP_AUTHINFO'],
+        coordinator: { host, port: settings.coordinatorPort },
+        worker,
+      },
+      ({ step, outcome, detail }) => {
+        io.print(`${step.padEnd(14)} ${outcome.padEnd(14)} ${detail}`);
+        if (step === 'coordinator' && outcome === 'done' && isLoopback(host)) {
+          io.complain(
+            `${host} reaches the coordinator from this machine only; for workers elsewhere: ` +
+              "SELECT citus_set_coordinator_host('host')",
+          );
+        }
+      },
+    );
+  });
+}
+
+/** Where we connect is where others may connect too, unless it is a socket. */
+function connectionHost(settings: Settings): string {
+  const { host } = new pg.Client(settings.connection);
+  return host.startsWith('/') ? settings.localHostname : host;
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || /^127\./.test(host);
+}

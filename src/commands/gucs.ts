@@ -1,0 +1,90 @@
+import { Command } from 'commander';
+import type pg from 'pg';
+import { isMissingDatabase } from '../mpp/citus/database.js';
+import {
+  applyGucs,
+  currentGucs,
+  planGucs,
+  readGucs,
+  type GucChange,
+  type GucState,
+} from '../mpp/citus/gucs.js';
+import { openSession, type Connection } from '../postgres/session.js';
+import { addSettings, readSettings, type Io } from './settings.js';
+import { formatTable } from './table.js';
+
+const USES = ['localHostname'] as const;
+
+type States = ReadonlyMap<GucState['name'], GucState>;
+
+export function gucsCommand(io: Io): Command {
+  const command = new Command('gucs')
+    .description('show which parameters of PostgreSQL Citus needs otherwise, and set them')
+    .option('--apply', 'set them with ALTER SYSTEM; needs a superuser');
+  return addSettings(command, USES).action(async () => {
+    const settings = readSettings(io, command, USES);
+    const client = await openServer(settings.connection);
+    try {
+      const apply = command.opts<{ apply?: boolean }>().apply === true;
+      await showAndApply(io, client, settings.localHostname, apply);
+    } finally {
+      await client.end().catch(() => undefined);
+    }
+  });
+}
+
+/** Parameters are the server's: before `bootstrap` has made the database, another one does as well. */
+async function openServer(connection: Connection): Promise<pg.Client> {
+  return openSession(connection, 'gucs').catch((error: unknown) => {
+    if (!isMissingDatabase(error)) throw error;
+    return openSession({ ...connection, database: 'postgres' }, 'gucs');
+  });
+}
+
+async function showAndApply(
+  io: Io,
+  client: pg.Client,
+  localHostname: string,
+  apply: boolean,
+): Promise<void> {
+  const states = await readGucs(client);
+  const changes = planGucs(currentGucs(states), { localHostname });
+  const possible = changes.filter(({ name }) => states.get(name)?.onCommandLine !== true);
+  const fixed = changes.filter((change) => !possible.includes(change));
+  if (changes.length === 0) io.print('Nothing to do: every parameter is as Citus needs it.');
+  else io.print(gucTable(changes, states));
+  if (fixed.length > 0) {
+    io.print(
+      `\nSet on the command line of the server, where ALTER SYSTEM has no say: ${names(fixed)}. Change it there.`,
+    );
+  }
+  if (apply && possible.length > 0) {
+    await applyGucs(client, possible);
+    io.print(`\nSet with ALTER SYSTEM, and configuration reloaded: ${names(possible)}.`);
+  } else if (possible.length > 0) {
+    io.print('\nNothing was changed; --apply sets them with ALTER SYSTEM.');
+  }
+  const changed = new Set<string>(apply ? possible.map(({ name }) => name) : []);
+  const all = [...states.values()];
+  const before = all.filter(({ name, pendingRestart }) => pendingRestart && !changed.has(name));
+  const now = all.filter(({ name, needsRestart }) => needsRestart && changed.has(name));
+  if (before.length > 0) io.print(`Changed earlier, waiting for a restart: ${names(before)}.`);
+  if (now.length > 0) io.print(`Restart PostgreSQL for: ${names(now)}.`);
+}
+
+function gucTable(changes: readonly GucChange[], states: States): string {
+  return formatTable(
+    ['PARAMETER', 'NOW', 'NEEDED', 'TAKES EFFECT'],
+    changes.map(({ name, current, wanted }) => [
+      name,
+      current === null ? '(not set)' : current === '' ? "''" : current,
+      wanted.join(', '),
+      states.get(name)?.needsRestart === false ? 'at once' : 'after a restart',
+    ]),
+    '',
+  );
+}
+
+function names(list: readonly { name: string }[]): string {
+  return list.map(({ name }) => name).join(', ');
+}

@@ -1,0 +1,64 @@
+import { Command } from 'commander';
+import { packageVersion } from '../version.js';
+import { bootstrapCommand } from './bootstrap.js';
+import { demoCommand } from './demo.js';
+import { EXIT, endingOf, type ExitCode } from './exit.js';
+import { gucsCommand } from './gucs.js';
+import { migrateCommand } from './migrate.js';
+import { notifyCommand } from './notify.js';
+import { runCommand } from './run.js';
+import { settingsHelp, type Io } from './settings.js';
+import { statusCommand } from './status.js';
+
+/**
+ * Runs one command line.
+ *
+ * @param args without the names of node and of the script
+ * @returns the exit code; nothing is thrown
+ */
+export async function main(args: readonly string[], io: Io): Promise<ExitCode> {
+  const program = createProgram(io);
+  try {
+    await program.parseAsync(args, { from: 'user' });
+    return EXIT.ok;
+  } catch (error) {
+    const { exitCode, line } = endingOf(error);
+    if (line !== null) io.complain(`mpp-controller: ${line}`);
+    return exitCode;
+  }
+}
+
+function createProgram(io: Io): Command {
+  const program = new Command('mpp-controller')
+    .description(
+      'Keeps pg_dist_node of a Citus coordinator right through failovers, driven by plain SQL.',
+    )
+    .version(packageVersion())
+    .addHelpText('after', () => `\n${settingsHelp()}`);
+  const commands = [
+    runCommand(io),
+    migrateCommand(io),
+    bootstrapCommand(io),
+    gucsCommand(io),
+    notifyCommand(io),
+    statusCommand(io),
+    demoCommand(io),
+  ];
+  for (const command of [program, ...commands]) {
+    command
+      .exitOverride()
+      .configureHelp({ helpWidth: 120, showGlobalOptions: false })
+      .configureOutput({
+        writeOut: (text) => io.print(text.trimEnd()),
+        writeErr: (text) => io.complain(text.trimEnd()),
+        outputError: (text, write) => write(`mpp-controller: ${text.replace(/^error: /, '')}`),
+      });
+  }
+  for (const command of commands) {
+    program.addCommand(command);
+    command
+      .showHelpAfterError(`Try mpp-controller ${command.name()} --help.`)
+      .addHelpText('after', '\nConnects by DATABASE_URL or the PG* variables.');
+  }
+  return program;
+}

@@ -1,0 +1,50 @@
+import { constants } from 'node:os';
+import { Command } from 'commander';
+import { unknownVariables } from '../config.js';
+import { createController } from '../controller/controller.js';
+import { createLogger } from '../observe/logger.js';
+import { addSettings, readSettings, type Io } from './settings.js';
+
+const USES = [
+  'schema',
+  'pause',
+  'strategy',
+  'maxHolds',
+  'heartbeatMs',
+  'pollMs',
+  'retentionMs',
+  'logLevel',
+] as const;
+
+export function runCommand(io: Io): Command {
+  const command = new Command('run')
+    .description('run the controller until SIGTERM or SIGINT')
+    .addHelpText(
+      'after',
+      '\nA second signal ends it at once; PostgreSQL then rolls its holds back.',
+    );
+  return addSettings(command, USES).action(async () => {
+    const settings = readSettings(io, command, USES);
+    const logger = createLogger(settings.logLevel);
+    for (const name of unknownVariables(io.env)) {
+      logger.warn({ variable: name }, 'unknown setting: is its name misspelt? see --help');
+    }
+    const controller = createController({ settings, logger });
+    let asked = false;
+    const onSignal = (signal: NodeJS.Signals): void => {
+      if (asked) process.exit(128 + constants.signals[signal]);
+      asked = true;
+      logger.info({ signal }, 'stopping; a second signal ends at once');
+      // What goes wrong in it rejects `finished`.
+      controller.stop().catch(() => undefined);
+    };
+    process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
+    try {
+      await controller.start();
+      await controller.finished;
+    } finally {
+      await controller.stop();
+      process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
+    }
+  });
+}

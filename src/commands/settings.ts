@@ -1,0 +1,73 @@
+import { Option, type Command } from 'commander';
+import { flagOf, loadSettings, SETTINGS, type SettingName, type Settings } from '../config.js';
+
+/** What a command has of the process; a test gives its own. */
+export interface Io {
+  readonly env: NodeJS.ProcessEnv;
+  /** Prints one line, or several, on standard output. */
+  readonly print: (text: string) => void;
+  /** Prints one line on standard error. */
+  readonly complain: (text: string) => void;
+}
+
+/** Gives a command the flags of these settings. */
+export function addSettings(command: Command, names: readonly SettingName[]): Command {
+  for (const name of names) {
+    const setting = SETTINGS[name];
+    command.addOption(
+      new Option(
+        `${flagOf(setting)} <value>`,
+        `${setting.description} (${[setting.env, defaultText(name)].filter(Boolean).join(', ')})`,
+      ),
+    );
+  }
+  return command;
+}
+
+/**
+ * Reads the settings: from these flags of the command, then from the environment. Other options of a
+ * command may have the name of a setting (`notify --pause`) and are none.
+ *
+ * @throws ConfigError
+ */
+export function readSettings(io: Io, command: Command, names: readonly SettingName[]): Settings {
+  const flags = new Set(names.map((name) => flagOf(SETTINGS[name])));
+  const options = command.opts<Record<string, string | undefined>>();
+  const given = command.options
+    .filter((option) => flags.has(option.long ?? ''))
+    .map((option) => [option.attributeName(), options[option.attributeName()]] as const);
+  return loadSettings(io.env, Object.fromEntries(given));
+}
+
+/** All settings, for the help of the program. */
+export function settingsHelp(): string {
+  const rows = (Object.keys(SETTINGS) as SettingName[]).map((name) => ({
+    title: `${SETTINGS[name].env}, ${flagOf(SETTINGS[name])}`,
+    text: [SETTINGS[name].description, defaultText(name)],
+  }));
+  const all = [
+    {
+      title: 'DATABASE_URL',
+      text: ['postgresql://user@host:5432/database; without it the PG* variables', 'no flag'],
+    },
+    ...rows,
+    { title: 'MPP_AUTHINFO', text: ['what bootstrap writes to pg_dist_authinfo', 'no flag'] },
+  ];
+  const width = Math.max(...all.map((row) => row.title.length));
+  const lines = all.map(
+    ({ title, text: [description = '', more = ''] }) =>
+      `  ${title.padEnd(width)}  ${description}${more === '' ? '' : ` (${more})`}`,
+  );
+  return [
+    'Settings (an environment variable, or the flag on a command that uses it; the flag wins):',
+    ...lines,
+    '',
+    'DATABASE_URL and MPP_AUTHINFO may carry a password and have no flag: flags show in the list of processes.',
+    'A duration has its unit: 500ms, 10s, 5min, 2h, 30d.',
+  ].join('\n');
+}
+
+function defaultText(name: SettingName): string {
+  const value = SETTINGS[name].default;
+  return value === '' ? '' : `default ${value}`;
+}

@@ -1,0 +1,33 @@
+import type pg from 'pg';
+import type { Settings } from '../config.js';
+import { MppError, UnreachableError } from '../errors.js';
+import { describeConnection, errorText, openSession } from '../postgres/session.js';
+import { isSessionLost } from '../postgres/sqlstate.js';
+
+/**
+ * Runs `work` in a session of its own that finds our objects first, and ends the session in any case.
+ *
+ * @throws UnreachableError when there is no session to be had, or it is lost
+ */
+export async function withSession<T>(
+  settings: Settings,
+  purpose: string,
+  work: (client: pg.Client) => Promise<T>,
+): Promise<T> {
+  const client = await openSession(settings.connection, purpose);
+  try {
+    // The server quotes the name of the schema.
+    await client.query("SELECT set_config('search_path', format('%I, pg_temp', $1::text), false)", [
+      settings.schema,
+    ]);
+    return await work(client);
+  } catch (error) {
+    if (error instanceof MppError || !isSessionLost(error)) throw error;
+    throw new UnreachableError(
+      `lost the session with ${describeConnection(settings.connection)}: ${errorText(error)}`,
+      error,
+    );
+  } finally {
+    await client.end().catch(() => undefined);
+  }
+}

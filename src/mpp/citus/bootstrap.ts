@@ -1,0 +1,252 @@
+import type pg from 'pg';
+import { DatabaseStateError, MppError, UnreachableError } from '../../errors.js';
+import { applyMigrations } from '../../postgres/migrate.js';
+import { errorText, openSession, type Connection } from '../../postgres/session.js';
+import { isSessionLost, sqlState } from '../../postgres/sqlstate.js';
+import { isDuplicate, openDatabase } from './database.js';
+import { grantCitusFunctions } from './grants.js';
+import { preloadsCitus } from './gucs.js';
+
+export interface BootstrapOptions {
+  /** The database to make; whoever connects must be a superuser, as Citus demands. */
+  readonly connection: Connection;
+  readonly schema: string;
+  /** How long migrations wait for their lock, in milliseconds. */
+  readonly migrateTimeoutMs: number;
+  /** What nodes authenticate with at each other, as pg_dist_authinfo takes it. A secret. */
+  readonly authinfo: string | undefined;
+  /** Where workers reach the coordinator. Without a port, the server's own. */
+  readonly coordinator: { readonly host: string; readonly port: number | undefined };
+  /** True for a worker: only the database, the extension and the credentials. */
+  readonly worker: boolean;
+}
+
+/** What became of one step. */
+export interface StepReport {
+  readonly step: string;
+  readonly outcome: 'done' | 'already there';
+  readonly detail: string;
+}
+
+type Outcome = Pick<StepReport, 'outcome' | 'detail'>;
+
+interface Step {
+  readonly name: string;
+  /** What to do when it fails. */
+  readonly advice: string;
+  readonly run: (client: pg.Client) => Promise<Outcome>;
+}
+
+/**
+ * Makes a server ready: database, extension, credentials, the coordinator's own row, the control
+ * table, and the rights of the controller. Each step looks first and changes only what is missing, so
+ * that it can be run again at any time, also by two at once.
+ *
+ * @param report called after each step
+ * @throws UnreachableError when there is no session, DatabaseStateError `BOOTSTRAP` when a step
+ *   fails; the steps before it stay done.
+ */
+export async function bootstrap(
+  options: BootstrapOptions,
+  report: (step: StepReport) => void,
+): Promise<void> {
+  const { client: guard, made } = await attempt(DATABASE_ADVICE, 'database', () =>
+    openDatabase(options.connection),
+  );
+  try {
+    report({ step: 'database', outcome: madeIf(made), detail: guard.database ?? '' });
+    await attempt('run bootstrap again', 'turn', () => takeTurn(guard, options.migrateTimeoutMs));
+    for (const { name, advice, run } of steps(options)) {
+      // A session each: migrations change the settings of theirs, CREATE EXTENSION what is loaded.
+      const client = await openSession(options.connection, 'bootstrap');
+      try {
+        report({ step: name, ...(await attempt(advice, name, () => run(client))) });
+      } finally {
+        await client.end().catch(() => undefined);
+      }
+    }
+  } finally {
+    await guard.end().catch(() => undefined);
+  }
+}
+
+function steps(options: BootstrapOptions): Step[] {
+  const { authinfo, coordinator, schema, migrateTimeoutMs } = options;
+  const everywhere: (Step | undefined)[] = [
+    {
+      name: 'extension',
+      advice: 'connect as a superuser, to a server that has Citus and preloads it',
+      run: ensureExtension,
+    },
+    authinfo === undefined
+      ? undefined
+      : {
+          name: 'credentials',
+          advice: 'connect as a superuser',
+          run: (client) => ensureAuthinfo(client, authinfo),
+        },
+  ];
+  const onCoordinator: Step[] = [
+    {
+      name: 'coordinator',
+      advice: 'connect as a superuser, and set MPP_COORDINATOR_HOST to a host that it answers on',
+      run: (client) => ensureCoordinator(client, coordinator),
+    },
+    {
+      name: 'control table',
+      advice: 'connect as a superuser or a role that may create roles and schemas',
+      run: async (client) => {
+        const names = await applyMigrations(client, { schema, lockTimeoutMs: migrateTimeoutMs });
+        return {
+          outcome: madeIf(names.length > 0),
+          detail: [`schema ${schema}`, ...names].join(', '),
+        };
+      },
+    },
+    {
+      name: 'grants',
+      advice: 'connect as a superuser',
+      run: async (client) => {
+        const names = await grantCitusFunctions(client);
+        return {
+          outcome: madeIf(names.length > 0),
+          detail: ['mpp_controller', ...names].join(', '),
+        };
+      },
+    },
+  ];
+  return [...everywhere, ...(options.worker ? [] : onCoordinator)].filter(
+    (step) => step !== undefined,
+  );
+}
+
+async function attempt<T>(advice: string, step: string, run: () => Promise<T>): Promise<T> {
+  try {
+    return await run();
+  } catch (error) {
+    if (error instanceof MppError) throw error;
+    if (isSessionLost(error)) {
+      throw new UnreachableError(`${step}: the session was lost; run bootstrap again`, error);
+    }
+    throw new DatabaseStateError('BOOTSTRAP', `${step}: ${errorText(error)}; ${advice}`);
+  }
+}
+
+const DATABASE_ADVICE = 'create it yourself, or connect as a role that may';
+
+/** Those who set up the same database take turns: GRANT in two sessions at once is an error. */
+async function takeTurn(guard: pg.Client, timeoutMs: number): Promise<void> {
+  const { rows } = await guard.query<{ standby: boolean }>('SELECT pg_is_in_recovery() AS standby');
+  if (rows[0]?.standby === true) {
+    throw new DatabaseStateError(
+      'IN_RECOVERY',
+      'this server is a standby, where nothing can be written; run bootstrap on its primary',
+    );
+  }
+  await guard.query("SELECT set_config('lock_timeout', $1, false)", [`${timeoutMs}ms`]);
+  try {
+    await guard.query('SELECT pg_advisory_lock($1, 0)', [BOOTSTRAP_LOCK]);
+  } catch (error) {
+    if (sqlState(error) !== LOCK_NOT_AVAILABLE) throw error;
+    throw new DatabaseStateError(
+      'BOOTSTRAP_LOCK',
+      'another bootstrap of this database has not ended; wait for it, or raise MPP_MIGRATE_TIMEOUT',
+      { retryable: true },
+    );
+  }
+}
+
+async function ensureExtension(client: pg.Client): Promise<Outcome> {
+  const { rows } = await client.query<{
+    installed: string | null;
+    available: string | null;
+    libraries: string;
+  }>(EXTENSION);
+  const { installed = null, available = null, libraries = '' } = rows[0] ?? {};
+  if (installed !== null) return { outcome: 'already there', detail: `citus ${installed}` };
+  if (available === null) {
+    throw new DatabaseStateError(
+      'NO_CITUS',
+      'extension: Citus is not installed on this server; install its packages for this version of PostgreSQL',
+    );
+  }
+  if (!preloadsCitus(libraries)) {
+    throw new DatabaseStateError(
+      'CITUS_NOT_LOADED',
+      'extension: this server does not preload Citus; run mpp-controller gucs --apply and restart PostgreSQL',
+    );
+  }
+  try {
+    await client.query('CREATE EXTENSION IF NOT EXISTS citus');
+  } catch (error) {
+    // IF NOT EXISTS looks before it waits for another session that is making it.
+    if (!isDuplicate(error)) throw error;
+    return { outcome: 'already there', detail: `citus ${available}` };
+  }
+  return { outcome: 'done', detail: `citus ${available}` };
+}
+
+async function ensureAuthinfo(client: pg.Client, authinfo: string): Promise<Outcome> {
+  try {
+    const { rows } = await client.query<{ rolename: string; changed: boolean }>(AUTHINFO, [
+      authinfo,
+    ]);
+    const { rolename = '', changed = false } = rows[0] ?? {};
+    return { outcome: madeIf(changed), detail: `for role ${rolename}` };
+  } catch (error) {
+    if (sqlState(error) !== CHECK_VIOLATION) throw error;
+    // Not the server's own error: its detail quotes the row, password and all.
+    throw new DatabaseStateError(
+      'BAD_AUTHINFO',
+      'credentials: Citus does not accept MPP_AUTHINFO; give password=... or sslcert=... sslkey=...',
+    );
+  }
+}
+
+async function ensureCoordinator(
+  client: pg.Client,
+  { host, port }: BootstrapOptions['coordinator'],
+): Promise<Outcome> {
+  const find = async (): Promise<string | undefined> =>
+    (await client.query<{ node: string }>(COORDINATOR)).rows[0]?.node;
+  const present = await find();
+  if (present !== undefined) return { outcome: 'already there', detail: present };
+  await client.query(SET_COORDINATOR, [host, port ?? null]);
+  return { outcome: 'done', detail: (await find()) ?? host };
+}
+
+function madeIf(changed: boolean): Outcome['outcome'] {
+  return changed ? 'done' : 'already there';
+}
+
+/** classid of "this session sets the database up"; the others are in postgres/locks.ts. */
+const BOOTSTRAP_LOCK = 1297109067;
+
+const LOCK_NOT_AVAILABLE = '55P03';
+const CHECK_VIOLATION = '23514';
+
+const EXTENSION = `
+  SELECT installed_version AS installed,
+         default_version AS available,
+         current_setting('shared_preload_libraries') AS libraries
+  FROM (VALUES (1)) AS one
+  LEFT JOIN pg_available_extensions ON name = 'citus'`;
+
+/** Row 0 is for every node; a role's own row for one node, should there be one, is left alone. */
+const AUTHINFO = `
+  WITH written AS (
+    INSERT INTO pg_catalog.pg_dist_authinfo AS a (nodeid, rolename, authinfo)
+    VALUES (0, current_user, $1)
+    ON CONFLICT (rolename, nodeid) DO UPDATE SET authinfo = excluded.authinfo
+    WHERE a.authinfo <> excluded.authinfo
+    RETURNING 1
+  )
+  SELECT current_user::text AS rolename, EXISTS (SELECT FROM written) AS changed`;
+
+const COORDINATOR = `
+  SELECT format('%s:%s', nodename, nodeport) AS node
+  FROM pg_catalog.pg_dist_node
+  WHERE groupid = 0 AND noderole = 'primary' AND nodecluster = 'default'`;
+
+const SET_COORDINATOR = `
+  SELECT citus_set_coordinator_host($1, coalesce($2::int, current_setting('port')::int))`;

@@ -1,0 +1,51 @@
+import pg from 'pg';
+import { UnreachableError } from '../../errors.js';
+import { openSession, type Connection } from '../../postgres/session.js';
+import { sqlState } from '../../postgres/sqlstate.js';
+
+/**
+ * Opens a session in the database of `connection`, which is made where it is missing.
+ *
+ * @throws UnreachableError; whatever PostgreSQL says when it cannot be made
+ */
+export async function openDatabase(
+  connection: Connection,
+): Promise<{ client: pg.Client; made: boolean }> {
+  let made = false;
+  const client = await openSession(connection, 'bootstrap').catch(async (error: unknown) => {
+    if (!isMissingDatabase(error)) throw error;
+    made = await createDatabase(connection, new pg.Client(connection).database ?? '');
+    return openSession(connection, 'bootstrap');
+  });
+  return { client, made };
+}
+
+/** True for a session that was refused because its database is not there. */
+export function isMissingDatabase(error: unknown): boolean {
+  return error instanceof UnreachableError && sqlState(error.cause) === UNDEFINED_DATABASE;
+}
+
+/** @returns false when somebody else made it first */
+async function createDatabase(connection: Connection, database: string): Promise<boolean> {
+  const client = await openSession({ ...connection, database: 'postgres' }, 'bootstrap');
+  try {
+    const { rows } = await client.query<{ statement: string }>(
+      "SELECT format('CREATE DATABASE %I', $1::text) AS statement",
+      [database],
+    );
+    for (const { statement } of rows) await client.query(statement);
+    return true;
+  } catch (error) {
+    if (isDuplicate(error)) return false;
+    throw error;
+  } finally {
+    await client.end().catch(() => undefined);
+  }
+}
+
+/** Two who make the same thing at once: the slower one finds it, or runs into the catalog's index. */
+export function isDuplicate(error: unknown): boolean {
+  return ['42P04', '42710', '23505'].includes(sqlState(error) ?? '');
+}
+
+const UNDEFINED_DATABASE = '3D000';

@@ -1,0 +1,181 @@
+import type pg from 'pg';
+import { DatabaseStateError } from '../../errors.js';
+
+/** The parameters that Citus needs set, in the order in which they are shown. */
+export const GUC_NAMES = [
+  'shared_preload_libraries',
+  'max_prepared_transactions',
+  'wal_level',
+  'citus.local_hostname',
+] as const;
+
+export type GucName = (typeof GUC_NAMES)[number];
+
+/** What a server has: each value as it will be after a restart, null where there is none. */
+export interface CurrentGucs {
+  readonly values: Readonly<Record<GucName, string | null>>;
+  readonly maxConnections: number;
+}
+
+/** What a server is to have, beyond what Citus always needs. */
+export interface WantedGucs {
+  readonly localHostname: string;
+}
+
+/** One parameter that differs. */
+export interface GucChange {
+  readonly name: GucName;
+  readonly current: string | null;
+  /** More than one only for a parameter that is a list. */
+  readonly wanted: readonly string[];
+}
+
+/**
+ * Decides what to change so that a server is fit for Citus. Citus comes first among the preloaded
+ * libraries, because it must hook in before the others; the others stay, in their order.
+ */
+export function planGucs({ values, maxConnections }: CurrentGucs, wanted: WantedGucs): GucChange[] {
+  const libraries = parseLibraries(values.shared_preload_libraries ?? '');
+  const citus = libraries.filter(isCitus);
+  const prepared = Number(values.max_prepared_transactions ?? 0);
+  const plan: Record<GucName, readonly string[] | undefined> = {
+    shared_preload_libraries:
+      citus.length === 1 && citus[0] === libraries[0]
+        ? undefined
+        : [citus[0] ?? 'citus', ...libraries.filter((library) => !isCitus(library))],
+    max_prepared_transactions: prepared === 0 ? [String(2 * maxConnections)] : undefined,
+    wal_level: values.wal_level?.toLowerCase() === 'logical' ? undefined : ['logical'],
+    'citus.local_hostname':
+      values['citus.local_hostname'] === wanted.localHostname ? undefined : [wanted.localHostname],
+  };
+  return GUC_NAMES.flatMap((name) => {
+    const value = plan[name];
+    return value === undefined ? [] : [{ name, current: values[name], wanted: value }];
+  });
+}
+
+/**
+ * Splits a list of libraries as PostgreSQL does: by commas, blanks around an entry dropped, double
+ * quotes around one that has commas or blanks in it, a doubled quote for a quote.
+ */
+export function parseLibraries(list: string): string[] {
+  return [...list.matchAll(/\s*(?:"((?:[^"]|"")*)"|([^,"]+))\s*(?:,|$)/g)]
+    .map(([, quoted, plain]) => quoted?.replaceAll('""', '"') ?? (plain ?? '').trim())
+    .filter((library) => library !== '');
+}
+
+/** Whether a value of shared_preload_libraries names Citus. */
+export function preloadsCitus(list: string): boolean {
+  return parseLibraries(list).some(isCitus);
+}
+
+/** A library may be written with its folder and its suffix. File names differ by case, so this does. */
+function isCitus(library: string): boolean {
+  return /^(.*\/)?citus(\.so)?$/.test(library);
+}
+
+/** A parameter as the server has it. */
+export interface GucState {
+  readonly name: GucName | 'max_connections';
+  readonly running: string | null;
+  /** As the files have it; null when they don't, or when this role may not look. */
+  readonly configured: string | null;
+  readonly pendingRestart: boolean;
+  /** Given when the server was started (`-c`): files, and so ALTER SYSTEM, have no effect. */
+  readonly onCommandLine: boolean;
+  /** False where it can be reloaded. True for a parameter that nobody knows until Citus is loaded. */
+  readonly needsRestart: boolean;
+}
+
+/**
+ * Reads the parameters that `planGucs` looks at, one row each, known to the server or not.
+ *
+ * @throws DatabaseStateError `HIDDEN_GUCS` when this role may not see all of them: planned without
+ *   the libraries that are there, a change would drop them.
+ */
+export async function readGucs(client: pg.ClientBase): Promise<Map<GucState['name'], GucState>> {
+  const allowed = await client.query<{ allowed: boolean }>(
+    "SELECT has_table_privilege('pg_file_settings', 'SELECT') AS allowed",
+  );
+  const statement = allowed.rows[0]?.allowed === true ? GUCS_WITH_FILES : GUCS;
+  const { rows } = await client.query<GucState>(statement, [[...GUC_NAMES, 'max_connections']]);
+  const states = new Map(rows.map((row) => [row.name, row]));
+  if (states.get('shared_preload_libraries')?.running === null) {
+    throw new DatabaseStateError(
+      'HIDDEN_GUCS',
+      'this role may not see shared_preload_libraries; connect as a superuser or a member of pg_read_all_settings',
+    );
+  }
+  return states;
+}
+
+/**
+ * The values as they will be after a restart: what the files say where a restart is pending, so that
+ * a change that was made once is not asked for again.
+ */
+export function currentGucs(states: ReadonlyMap<GucState['name'], GucState>): CurrentGucs {
+  const value = (name: GucState['name']): string | null => {
+    const state = states.get(name);
+    if (state === undefined) return null;
+    const wins = state.running === null || state.pendingRestart;
+    return wins ? (state.configured ?? state.running) : state.running;
+  };
+  return {
+    values: {
+      shared_preload_libraries: value('shared_preload_libraries'),
+      max_prepared_transactions: value('max_prepared_transactions'),
+      wal_level: value('wal_level'),
+      'citus.local_hostname': value('citus.local_hostname'),
+    },
+    maxConnections: Number(value('max_connections') ?? 0),
+  };
+}
+
+/**
+ * Writes the changes with ALTER SYSTEM and reloads the configuration. Each is a statement of its own,
+ * as ALTER SYSTEM runs in no transaction: what was written before an error stays.
+ */
+export async function applyGucs(
+  client: pg.ClientBase,
+  changes: readonly GucChange[],
+): Promise<void> {
+  for (const { name, wanted } of changes) {
+    // Up to PostgreSQL 16, ALTER SYSTEM refuses a parameter that this session has not heard of.
+    if (name === 'citus.local_hostname') await client.query(INTRODUCE, [name, wanted[0]]);
+    const { rows } = await client.query<{ statement: string }>(ALTER_SYSTEM, [name, wanted]);
+    for (const { statement } of rows) await client.query(statement);
+  }
+  await client.query('SELECT pg_reload_conf()');
+}
+
+const GUCS = `
+  SELECT wanted.name,
+         s.setting AS running,
+         NULL::text AS configured,
+         coalesce(s.pending_restart, false) AS "pendingRestart",
+         coalesce(s.source = 'command line', false) AS "onCommandLine",
+         coalesce(s.context = 'postmaster', true) AS "needsRestart"
+  FROM unnest($1::text[]) AS wanted (name)
+  LEFT JOIN pg_settings AS s ON s.name = wanted.name
+  ORDER BY array_position($1::text[], wanted.name)`;
+
+const GUCS_WITH_FILES = `
+  SELECT g.name, g.running, f.setting AS configured,
+         g."pendingRestart", g."onCommandLine", g."needsRestart"
+  FROM (${GUCS}) AS g
+  LEFT JOIN LATERAL (
+    SELECT fs.setting
+    FROM pg_file_settings AS fs
+    WHERE lower(fs.name) = g.name
+    ORDER BY fs.seqno DESC
+    LIMIT 1
+  ) AS f ON true
+  ORDER BY array_position($1::text[], g.name)`;
+
+const INTRODUCE = 'SELECT set_config($1, $2, false)';
+
+/** ALTER SYSTEM takes no parameters: the server quotes the values, as literals, one an entry of a list. */
+const ALTER_SYSTEM = `
+  SELECT format('ALTER SYSTEM SET %I = %s', $1::text, string_agg(quote_literal(v.value), ', ' ORDER BY v.n))
+         AS statement
+  FROM unnest($2::text[]) WITH ORDINALITY AS v (value, n)`;

@@ -1,0 +1,100 @@
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import type { Server } from './servers/index.js';
+import type { Reaper } from './servers/reaper.js';
+import { packageRoot } from './package-root.js';
+import { waitFor } from './servers/wait.js';
+
+/** One line of the controller's log. */
+export type LogLine = Readonly<Record<string, unknown>> & { readonly msg: string };
+
+export interface ControllerProcessOptions {
+  readonly coordinator: Server;
+  readonly reaper: Reaper;
+  /** MPP_* settings, over those that make tests quick. */
+  readonly env?: Readonly<Record<string, string>>;
+}
+
+/** `mpp-controller run` as a process of its own, so that it can be killed like one. */
+export class ControllerProcess {
+  readonly #child: ChildProcess;
+  readonly #reaper: Reaper;
+  readonly #log: LogLine[] = [];
+  #stderr = '';
+
+  private constructor(child: ChildProcess, reaper: Reaper) {
+    this.#child = child;
+    this.#reaper = reaper;
+    if (child.pid !== undefined) reaper.watchProcess(child.pid);
+    child.once('exit', () => {
+      if (child.pid !== undefined) reaper.forgetProcess(child.pid);
+    });
+    if (child.stdout) {
+      createInterface({ input: child.stdout }).on('line', (line) => {
+        this.#log.push(JSON.parse(line) as LogLine);
+      });
+    }
+    child.stderr?.on('data', (chunk: Buffer) => (this.#stderr += chunk.toString()));
+  }
+
+  static start({ coordinator, reaper, env = {} }: ControllerProcessOptions): ControllerProcess {
+    const { host, port } = coordinator;
+    const child = spawn(process.execPath, [join(packageRoot(), 'dist', 'cli.js'), 'run'], {
+      env: {
+        PATH: process.env['PATH'],
+        DATABASE_URL: `postgres://postgres@${host}:${port}/postgres`,
+        MPP_LOG_LEVEL: 'debug',
+        MPP_POLL: '200ms',
+        MPP_HEARTBEAT: '500ms',
+        ...env,
+      },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    return new ControllerProcess(child, reaper);
+  }
+
+  get pid(): number {
+    if (this.#child.pid === undefined) throw new Error('the controller did not start');
+    return this.#child.pid;
+  }
+
+  get log(): readonly LogLine[] {
+    return this.#log;
+  }
+
+  get stderr(): string {
+    return this.#stderr;
+  }
+
+  get exitCode(): number | null {
+    return this.#child.exitCode;
+  }
+
+  /** Waits for a line of the log. */
+  async logged(what: string, test: (line: LogLine) => boolean): Promise<LogLine> {
+    return waitFor(`the controller to log ${what}\n${this.#stderr}`, () =>
+      Promise.resolve(this.#log.find(test)),
+    );
+  }
+
+  async active(): Promise<void> {
+    await this.logged('that it is active', ({ msg }) => msg.startsWith('active,'));
+  }
+
+  signal(signal: NodeJS.Signals): void {
+    this.#child.kill(signal);
+  }
+
+  /** Sends a signal and waits for the end. @returns the exit code, null when a signal ended it. */
+  async end(signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> {
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return this.exitCode;
+    const exited = once(this.#child, 'exit');
+    this.#child.kill(signal);
+    // A stopped process takes no other signal than SIGKILL until it goes on.
+    if (signal !== 'SIGKILL') this.#child.kill('SIGCONT');
+    await exited;
+    return this.exitCode;
+  }
+}

@@ -1,0 +1,142 @@
+-- Stands for Citus's maintenance daemon: after every change of pg_dist_node that commits, a session
+-- of its own copies the rows to the nodes with metadata and marks them as synced. Until then, and
+-- while such a node does not answer, no node can be added or removed.
+
+-- On a node with metadata: takes the coordinator's rows over.
+CREATE FUNCTION standin.receive_nodes(rows json, local_group integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+  -- No triggers: they would make this node tell the others again.
+  SET LOCAL session_replication_role = replica;
+  DELETE FROM pg_dist_node;
+  INSERT INTO pg_dist_node SELECT * FROM json_populate_recordset(NULL::pg_dist_node, rows);
+  UPDATE pg_dist_local_group SET groupid = local_group;
+END
+$$;
+
+-- Raises 08006 when the node does not answer.
+CREATE FUNCTION standin.send_nodes(host text, port integer, groupid integer) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+  rows json := (SELECT json_agg(node) FROM pg_dist_node AS node);
+BEGIN
+  PERFORM standin.connect('sync', standin.address(host, port, 'metadata sync'));
+  PERFORM * FROM standin.dblink('sync', format(
+    'SELECT standin.receive_nodes(%L, %s)::text', rows, groupid
+  )) AS received (nothing text);
+  PERFORM standin.dblink_disconnect('sync');
+EXCEPTION WHEN query_canceled OR OTHERS THEN
+  IF 'sync' = ANY (standin.dblink_get_connections()) THEN
+    PERFORM standin.dblink_disconnect('sync');
+  END IF;
+  RAISE;
+END
+$$;
+
+-- dblink_connect with Citus's SQLSTATE for a node that does not answer.
+CREATE FUNCTION standin.connect(name text, address text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+  detail text;
+BEGIN
+  PERFORM standin.dblink_connect(name, address);
+EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN
+  GET STACKED DIAGNOSTICS detail = PG_EXCEPTION_DETAIL;
+  RAISE EXCEPTION 'connection to the remote node failed with the following error: %', detail
+    USING ERRCODE = 'connection_failure';
+END
+$$;
+
+-- One try for every node. Returns false when one is still to be synced, or when somebody has
+-- pg_dist_node locked: it never queues for that lock, or it would be in a forced update's way.
+CREATE FUNCTION standin.sync_nodes() RETURNS boolean
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+  node record;
+  complete boolean := true;
+BEGIN
+  BEGIN
+    LOCK TABLE pg_dist_node IN ROW EXCLUSIVE MODE NOWAIT;
+  EXCEPTION WHEN lock_not_available THEN
+    RETURN false;
+  END;
+  FOR node IN
+    SELECT nodeid, nodename, nodeport, groupid FROM pg_dist_node
+    WHERE hasmetadata AND noderole = 'primary' AND groupid <> 0
+  LOOP
+    BEGIN
+      PERFORM standin.send_nodes(node.nodename, node.nodeport, node.groupid);
+      UPDATE pg_dist_node SET metadatasynced = true
+      WHERE nodeid = node.nodeid AND NOT metadatasynced;
+    EXCEPTION WHEN OTHERS THEN
+      -- Unreachable, or in recovery, or without the stand-in: it stays out of sync.
+      complete := complete
+        AND (SELECT metadatasynced FROM pg_dist_node WHERE nodeid = node.nodeid);
+    END;
+  END LOOP;
+  RETURN complete;
+END
+$$;
+
+-- One at a time. A later one tries for a while, so that it takes over from one that is about to end;
+-- one that goes on sees the later one's change itself.
+CREATE PROCEDURE standin.maintain()
+LANGUAGE plpgsql AS $$
+DECLARE
+  mine constant bigint := x'4D41494E'::bigint << 32;
+  give_up constant timestamptz := clock_timestamp() + interval '5 s';
+  complete boolean := false;
+BEGIN
+  WHILE NOT pg_try_advisory_lock(mine) LOOP
+    IF clock_timestamp() > give_up THEN
+      RETURN;
+    END IF;
+    COMMIT;
+    PERFORM pg_sleep(0.02);
+  END LOOP;
+  COMMIT;
+  WHILE NOT complete LOOP
+    complete := standin.sync_nodes();
+    COMMIT;
+    IF NOT complete THEN
+      PERFORM pg_sleep(0.1);
+    END IF;
+  END LOOP;
+  PERFORM pg_advisory_unlock(mine);
+END
+$$;
+
+-- Leaves the new session to itself: the server runs a statement to its end when its client has gone.
+CREATE FUNCTION standin.start_maintenance() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+  PERFORM standin.dblink_connect('maintenance', standin.own_address('maintenance'));
+  PERFORM standin.dblink_send_query('maintenance', 'CALL standin.maintain()');
+  PERFORM standin.dblink_disconnect('maintenance');
+END
+$$;
+
+CREATE FUNCTION standin.start_maintenance_at_commit() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+  transaction constant text := pg_current_xact_id()::text;
+BEGIN
+  IF current_setting('standin.maintained_for', true) IS DISTINCT FROM transaction
+    AND citus_is_coordinator()
+  THEN
+    PERFORM set_config('standin.maintained_for', transaction, true);
+    PERFORM standin.start_maintenance();
+  END IF;
+  RETURN NULL;
+END
+$$;
+
+CREATE CONSTRAINT TRIGGER start_maintenance
+AFTER INSERT OR DELETE ON pg_catalog.pg_dist_node
+DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION standin.start_maintenance_at_commit();
+
+CREATE CONSTRAINT TRIGGER start_maintenance_for_change
+AFTER UPDATE OF nodename, nodeport, isactive, shouldhaveshards, noderole ON pg_catalog.pg_dist_node
+DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION standin.start_maintenance_at_commit();

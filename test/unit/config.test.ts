@@ -1,0 +1,172 @@
+import pg from 'pg';
+import { describe, expect, it } from 'vitest';
+import { flagOf, loadSettings, SETTINGS, unknownVariables } from '../../src/config.js';
+import { ConfigError } from '../../src/errors.js';
+import { sessionConfig } from '../../src/postgres/session.js';
+
+describe('loadSettings', () => {
+  it('has the documented defaults', () => {
+    expect(loadSettings({})).toEqual({
+      schema: 'public',
+      pause: 'writes',
+      strategy: 'auto',
+      maxHolds: Infinity,
+      heartbeatMs: 10_000,
+      pollMs: 1_000,
+      retentionMs: 2_592_000_000,
+      migrateTimeoutMs: 30_000,
+      logLevel: 'info',
+      localHostname: 'localhost',
+      coordinatorHost: undefined,
+      coordinatorPort: undefined,
+      connection: {},
+    });
+  });
+
+  it('takes a variable before the default and a flag before the variable', () => {
+    expect(loadSettings({ MPP_MAX_HOLDS: '2' }).maxHolds).toBe(2);
+    expect(loadSettings({ MPP_MAX_HOLDS: '2' }, { maxHolds: '3' }).maxHolds).toBe(3);
+    expect(loadSettings({ MPP_MAX_HOLDS: '2' }, { maxHolds: undefined }).maxHolds).toBe(2);
+    expect(loadSettings({ MPP_MAX_HOLDS: '2' }, { maxHolds: 'unlimited' }).maxHolds).toBe(Infinity);
+  });
+
+  it('counts an empty variable as not set, an empty flag as wrong', () => {
+    expect(loadSettings({ MPP_HEARTBEAT: '' }).heartbeatMs).toBe(10_000);
+    expect(() => loadSettings({}, { heartbeat: '' })).toThrow(ConfigError);
+  });
+
+  it.each([
+    ['MPP_SCHEMA', 'pg_mine'],
+    ['MPP_SCHEMA', 's'.repeat(64)],
+    ['MPP_PAUSE', 'reads'],
+    ['MPP_STRATEGY', 'shard-locks'],
+    ['MPP_MAX_HOLDS', '0'],
+    ['MPP_MAX_HOLDS', '-1'],
+    ['MPP_MAX_HOLDS', '1.5'],
+    ['MPP_HEARTBEAT', '10'],
+    ['MPP_HEARTBEAT', '1ms'],
+    ['MPP_HEARTBEAT', '2d'],
+    ['MPP_POLL', '0s'],
+    ['MPP_RETENTION', 'forever'],
+    ['MPP_LOG_LEVEL', 'loud'],
+    ['MPP_LOCAL_HOSTNAME', 'two words'],
+    ['MPP_COORDINATOR_PORT', '65536'],
+  ] as const)('refuses %s=%s in one line with setting, value and what to give', (name, value) => {
+    let message = '';
+    try {
+      loadSettings({ [name]: value });
+    } catch (error) {
+      expect(error).toBeInstanceOf(ConfigError);
+      message = (error as ConfigError).message;
+    }
+    expect(message).toContain(`${name} cannot be ${JSON.stringify(value)}; give `);
+    expect(message).not.toContain('\n');
+  });
+
+  it('names the flag when the flag is wrong', () => {
+    expect(() => loadSettings({ MPP_MAX_HOLDS: '1' }, { maxHolds: 'no' })).toThrow(
+      '--max-holds cannot be "no"; give unlimited, or a whole number of 1 or more',
+    );
+  });
+
+  it('is frozen', () => {
+    const settings = loadSettings({ DATABASE_URL: 'postgresql://h/d' });
+    expect(Object.isFrozen(settings)).toBe(true);
+    expect(Object.isFrozen(settings.connection)).toBe(true);
+  });
+
+  it('has a default that its own schema accepts, for every setting', () => {
+    for (const setting of Object.values(SETTINGS)) {
+      expect(setting.schema.safeParse(setting.default).success, setting.env).toBe(true);
+      expect(flagOf(setting)).toMatch(/^--[a-z-]+$/);
+    }
+  });
+});
+
+describe('unknownVariables', () => {
+  it('finds a misspelt variable and no other', () => {
+    const env = {
+      MPP_MAX_HOLD: '1',
+      MPP_MAX_HOLDS: '1',
+      MPP_PG_BIN: '/x',
+      MPP_AUTHINFO: 'x',
+      PATH: '/x',
+    };
+    expect(unknownVariables(env)).toEqual(['MPP_MAX_HOLD']);
+  });
+});
+
+describe('DATABASE_URL', () => {
+  /** What node-postgres makes of the URL once our own settings are beside it. */
+  function clientOf(url: string): pg.Client {
+    return new pg.Client(sessionConfig(loadSettings({ DATABASE_URL: url }).connection, 'test'));
+  }
+
+  it('gives host, port, database and user, percent-encoding undone', () => {
+    const client = clientOf('postgresql://us%40er:p%2Fw@db.example:6000/my%20db');
+    expect(client).toMatchObject({
+      host: 'db.example',
+      port: 6000,
+      database: 'my db',
+      user: 'us@er',
+    });
+  });
+
+  it('hands the password over without showing it', async () => {
+    const { connection } = loadSettings({ DATABASE_URL: 'postgres://u:p%2Fw@h/d' });
+    expect(JSON.stringify(connection)).not.toContain('p/w');
+    expect(typeof connection.password === 'function' ? await connection.password() : null).toBe(
+      'p/w',
+    );
+  });
+
+  it('cannot set the application_name', () => {
+    const { connection } = loadSettings({ DATABASE_URL: 'postgres://h/d?application_name=x' });
+    expect(sessionConfig(connection, 'test').application_name).toBe('mpp-controller test');
+    expect(connection).not.toHaveProperty('application_name');
+    expect(connection).not.toHaveProperty('connectionString');
+  });
+
+  it('reads sockets, in both spellings', () => {
+    expect(clientOf('postgresql://u@%2Fvar%2Frun/d')).toMatchObject({
+      host: '/var/run',
+      database: 'd',
+    });
+    expect(clientOf('postgresql://u@/d?host=/var/run')).toMatchObject({
+      host: '/var/run',
+      database: 'd',
+    });
+  });
+
+  it('keeps ssl, options and the connect timeout', () => {
+    const { connection } = loadSettings({
+      DATABASE_URL:
+        'postgres://h/d?sslmode=no-verify&options=-c%20lock_timeout%3D1s&connect_timeout=7',
+    });
+    expect(connection).toMatchObject({
+      ssl: { rejectUnauthorized: false },
+      options: '-c lock_timeout=1s',
+      connectionTimeoutMillis: 7_000,
+    });
+  });
+
+  it.each([
+    'host=h password=secret',
+    'mysql://u:secret@h/d',
+    'postgres:/u:secret@h/d',
+    'postgres://u:secret@h:99999/d',
+    'postgres://u:secret@[h/d',
+    'postgres://u:secret@h/d?sslrootcert=/no/such/file',
+  ])('refuses %j and shows nothing of its password', (url) => {
+    let caught: unknown;
+    try {
+      loadSettings({ DATABASE_URL: url });
+    } catch (error) {
+      caught = error;
+    }
+    expect(caught).toBeInstanceOf(ConfigError);
+    expect((caught as ConfigError).message).toMatch(/^DATABASE_URL /);
+    expect((caught as ConfigError).message).not.toContain('secret');
+    expect((caught as ConfigError).cause).toBeUndefined();
+  });
+});
