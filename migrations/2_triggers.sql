@@ -108,7 +108,7 @@ DECLARE
     parts text[];
 BEGIN
     FOREACH entry IN ARRAY coalesce(secondaries, '{}'::text[]) LOOP
-        parts := regexp_match(entry, '^(?:\[([^][]+)\]|([^][:]+)):([0-9]{1,5})$');
+        parts := regexp_match(entry, '^(?:\[([^\[\]]+)\]|([^\[\]:]+)):([0-9]{1,5})$');
         IF parts IS NULL THEN
             RAISE EXCEPTION 'secondary % is not host:port', coalesce(quote_literal(left(entry, 60)), 'NULL')
                 USING ERRCODE = 'invalid_parameter_value', COLUMN = 'secondaries',

@@ -74,9 +74,13 @@ export class ControllerProcess {
 
   /** Waits for a line of the log. */
   async logged(what: string, test: (line: LogLine) => boolean): Promise<LogLine> {
-    return waitFor(`the controller to log ${what}\n${this.#stderr}`, () =>
-      Promise.resolve(this.#log.find(test)),
-    );
+    return waitFor(`the controller to log ${what}`, () => {
+      const line = this.#log.find(test);
+      if (line === undefined && this.exitCode !== null) {
+        throw new Error(`it ended with exit code ${this.exitCode}: ${this.#stderr}`);
+      }
+      return Promise.resolve(line);
+    });
   }
 
   async active(): Promise<void> {

@@ -2,7 +2,7 @@ import type { Client } from 'pg';
 import { applyMigrations } from '../../src/postgres/migrate.js';
 import { ControllerProcess } from './controller-process.js';
 import { startCluster, waitFor, type Cluster, type ClusterOptions } from './servers/index.js';
-import { prepareCluster, type PrepareOptions } from './standin/prepare.js';
+import { installWhereNeeded, prepareCluster, type PrepareOptions } from './standin/prepare.js';
 
 /** What a test reports; undefined columns take their defaults. */
 export interface ReportInput {
@@ -57,7 +57,8 @@ export class Harness {
   static async start(options: HarnessOptions): Promise<Harness> {
     const cluster = await startCluster(options);
     try {
-      if (options.register !== false) await prepareCluster(cluster, options);
+      if (options.register === false) await installWhereNeeded(cluster);
+      else await prepareCluster(cluster, options);
       await cluster.coordinator.withSession((session) =>
         applyMigrations(session, { schema: 'public', lockTimeoutMs: 10_000 }),
       );

@@ -226,11 +226,9 @@ const LOCK_NOT_AVAILABLE = '55P03';
 const CHECK_VIOLATION = '23514';
 
 const EXTENSION = `
-  SELECT installed_version AS installed,
-         default_version AS available,
-         current_setting('shared_preload_libraries') AS libraries
-  FROM (VALUES (1)) AS one
-  LEFT JOIN pg_available_extensions ON name = 'citus'`;
+  SELECT (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'citus') AS installed,
+         (SELECT a.default_version FROM pg_available_extensions AS a WHERE a.name = 'citus') AS available,
+         current_setting('shared_preload_libraries') AS libraries`;
 
 /** Row 0 is for every node; a role's own row for one node, should there be one, is left alone. */
 const AUTHINFO = `

@@ -1,0 +1,37 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
+import { packageRoot } from './package-root.js';
+
+/** What a command left behind. */
+export interface CommandResult {
+  readonly exitCode: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** The variables of a command: none of our own or PostgreSQL's from outside, then those given. */
+export function cliEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  const outside = Object.entries(process.env).filter(
+    ([name]) => !/^(MPP_|PG|DATABASE_URL$)/.test(name),
+  );
+  return { ...Object.fromEntries(outside), ...env };
+}
+
+/** Runs a command of the built package to its end. */
+export async function runCli(
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+): Promise<CommandResult> {
+  const child = spawn(process.execPath, [join(packageRoot(), 'dist', 'cli.js'), ...args], {
+    env: cliEnvironment(env),
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  const [stdout, stderr] = await Promise.all([
+    text(child.stdout),
+    text(child.stderr),
+    once(child, 'close'),
+  ]);
+  return { exitCode: child.exitCode, stdout, stderr };
+}
