@@ -17,7 +17,7 @@ SET lock_timeout = '10s'
 AS $$
 BEGIN
     IF NEW.event IS NULL OR NEW.event NOT IN ('before_demote', 'before_promote', 'after_promote', 'suspect') THEN
-        RAISE EXCEPTION 'unknown event %', coalesce(quote_literal(left(NEW.event, 60)), 'NULL')
+        RAISE EXCEPTION 'unknown event %', quote_nullable(left(NEW.event, 60))
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'event',
                   HINT = 'Use before_demote, before_promote, after_promote or suspect.';
     END IF;
@@ -44,13 +44,13 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'pause',
                   HINT = 'Use writes, all, none, or NULL for the setting of the controller.';
     END IF;
-    IF NEW.source NOT IN ('client', 'sync', 'probe') THEN
-        RAISE EXCEPTION 'unknown source %', quote_literal(left(NEW.source, 60))
+    IF NEW.source IS NULL OR NEW.source NOT IN ('client', 'sync', 'probe') THEN
+        RAISE EXCEPTION 'unknown source %', quote_nullable(left(NEW.source, 60))
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'source',
                   HINT = 'Leave it out: a client is the default.';
     END IF;
-    IF NEW.status <> 'pending' THEN
-        RAISE EXCEPTION 'a new task is pending, not %', quote_literal(left(NEW.status, 60))
+    IF NEW.status IS DISTINCT FROM 'pending' THEN
+        RAISE EXCEPTION 'a new task is pending, not %', quote_nullable(left(NEW.status, 60))
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'status',
                   HINT = 'Leave status out: the controller writes it.';
     END IF;
@@ -104,13 +104,20 @@ LANGUAGE plpgsql IMMUTABLE
 SET search_path FROM CURRENT
 AS $$
 DECLARE
-    entry text;
-    parts text[];
+    entry   text;
+    parts   text[];
+    address text;
+    seen    text[] := '{}';
 BEGIN
+    IF array_ndims(secondaries) > 1 THEN
+        RAISE EXCEPTION 'the secondaries are a table of % dimensions, not a list', array_ndims(secondaries)
+            USING ERRCODE = 'invalid_parameter_value', COLUMN = 'secondaries',
+                  HINT = 'Write ARRAY[''worker-2:5432'', ''worker-3:5432''].';
+    END IF;
     FOREACH entry IN ARRAY coalesce(secondaries, '{}'::text[]) LOOP
         parts := regexp_match(entry, '^(?:\[([^\[\]]+)\]|([^\[\]:]+)):([0-9]{1,5})$');
         IF parts IS NULL THEN
-            RAISE EXCEPTION 'secondary % is not host:port', coalesce(quote_literal(left(entry, 60)), 'NULL')
+            RAISE EXCEPTION 'secondary % is not host:port', quote_nullable(left(entry, 60))
                 USING ERRCODE = 'invalid_parameter_value', COLUMN = 'secondaries',
                       HINT = 'Write worker-2:5432, or [::1]:5432 for an IPv6 address.';
         END IF;
@@ -120,6 +127,13 @@ BEGIN
                 USING ERRCODE = 'invalid_parameter_value', COLUMN = 'secondaries',
                       HINT = 'List the other nodes of the group.';
         END IF;
+        address := format('%s:%s', coalesce(parts[1], parts[2]), parts[3]::integer);
+        IF address = ANY (seen) THEN
+            RAISE EXCEPTION 'secondary % is listed twice', quote_literal(entry)
+                USING ERRCODE = 'invalid_parameter_value', COLUMN = 'secondaries',
+                      HINT = 'List every other node of the group once.';
+        END IF;
+        seen := seen || address;
     END LOOP;
 END
 $$;
@@ -127,6 +141,11 @@ $$;
 -- The newest report wins. A report of a client supersedes the group's older pending ones; a suspect,
 -- or a task that the sync or the probe made, supersedes nothing of a client's. An after_promote is a
 -- fact, so only a newer fact supersedes it; the others run after it, and its retry becomes due now.
+CREATE FUNCTION mpp_supersedes(new_event text, new_source text, old_event text, old_source text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+RETURN ((new_source = 'client' AND new_event <> 'suspect') OR old_source <> 'client')
+   AND (old_event <> 'after_promote' OR new_event = 'after_promote');
+
 CREATE FUNCTION mpp_tasks_after_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
@@ -138,8 +157,7 @@ BEGIN
     WHERE t.groupid = NEW.groupid
       AND t.id < NEW.id
       AND t.status = 'pending'
-      AND ((NEW.source = 'client' AND NEW.event <> 'suspect') OR t.source <> 'client')
-      AND (t.event <> 'after_promote' OR NEW.event = 'after_promote');
+      AND mpp_supersedes(NEW.event, NEW.source, t.event, t.source);
 
     UPDATE mpp_tasks AS t
     SET not_before = NULL
@@ -151,16 +169,40 @@ BEGIN
 END
 $$;
 
--- An end is final, and every end has its time.
+-- The newest pending report that supersedes this task, NULL when there is none.
+CREATE FUNCTION mpp_superseded_by(task mpp_tasks) RETURNS bigint
+LANGUAGE sql STABLE
+SET search_path FROM CURRENT
+AS $$
+    SELECT max(n.id)
+    FROM mpp_tasks AS n
+    WHERE n.finished_at IS NULL
+      AND n.groupid = task.groupid
+      AND n.id > task.id
+      AND n.status = 'pending'
+      AND mpp_supersedes(n.event, n.source, task.event, task.source)
+$$;
+
+-- An end is final, and every end has its time. A task that comes back to the queue finds what was
+-- reported while it ran: a newer report that would have superseded it does so now.
 CREATE FUNCTION mpp_tasks_before_update() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path FROM CURRENT
 AS $$
+DECLARE
+    newer bigint;
 BEGIN
     IF OLD.finished_at IS NOT NULL THEN
         RAISE EXCEPTION 'task % has ended as %: an end is final', OLD.id, OLD.status
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'Report again with a new task.';
+    END IF;
+    IF NEW.status = 'pending' AND OLD.status <> 'pending' THEN
+        newer := mpp_superseded_by(NEW);
+        IF newer IS NOT NULL THEN
+            NEW.status := 'superseded';
+            NEW.reason := format('superseded by task %s', newer);
+        END IF;
     END IF;
     IF NEW.status NOT IN ('pending', 'claimed', 'holding') THEN
         NEW.finished_at := clock_timestamp();
@@ -179,8 +221,8 @@ BEGIN
     INSERT INTO mpp_task_log (task_id, groupid, event, status, reason, attempt, controller, node_before, node_after)
     VALUES (NEW.id, NEW.groupid, NEW.event, NEW.status, NEW.reason, NEW.attempt,
             CASE WHEN TG_OP = 'UPDATE' THEN NEW.claimed_by END,
-            CASE WHEN NEW.status = 'done' THEN nullif(current_setting('mpp.node_before', true), '')::jsonb END,
-            CASE WHEN NEW.status = 'done' THEN nullif(current_setting('mpp.node_after', true), '')::jsonb END);
+            CASE WHEN TG_OP = 'UPDATE' THEN nullif(current_setting('mpp.node_before', true), '')::jsonb END,
+            CASE WHEN TG_OP = 'UPDATE' THEN nullif(current_setting('mpp.node_after', true), '')::jsonb END);
     IF TG_OP = 'UPDATE' THEN
         PERFORM pg_notify('mpp_task_status', json_build_object(
             'id', NEW.id, 'groupid', NEW.groupid, 'event', NEW.event, 'status', NEW.status)::text);

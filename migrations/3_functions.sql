@@ -49,7 +49,8 @@ $$;
 COMMENT ON FUNCTION mpp_task_status IS 'Status and reason of one task; NULL when there is none of that id.';
 
 -- A procedure that commits may not be SECURITY DEFINER and may not pin its search_path, so these two
--- name the schema in every call. They commit between looks, so that a waiter pins no snapshot.
+-- name the schema in every call, with exact types, so that no overload on the caller's path fits better.
+-- They commit between looks, so that a waiter pins no snapshot.
 DO $do$
 BEGIN
     EXECUTE format($ddl$
@@ -73,7 +74,7 @@ BEGIN
         EXIT WHEN status NOT IN ('pending', 'claimed') OR pg_catalog.clock_timestamp() >= until;
         COMMIT;
         PERFORM pg_catalog.pg_sleep(pause);
-        pause := least(pause * 1.5, 0.05);
+        pause := least(pause * 1.5::double precision, 0.05::double precision);
     END LOOP;
 END
 $$;
@@ -93,7 +94,7 @@ CREATE PROCEDURE %1$I.mpp_request(
 LANGUAGE plpgsql
 AS $$
 BEGIN
-    id := %1$I.mpp_submit(event, groupid, nodename, nodeport, secondaries, timeout, cooldown, pause);
+    id := %1$I.mpp_submit(event, groupid, nodename, nodeport, secondaries, timeout, cooldown, pause, 'client'::text);
     COMMIT;
     CALL %1$I.mpp_wait(id, coalesce(timeout, CASE event WHEN 'suspect' THEN '10s' ELSE '30s' END::interval), status);
 END

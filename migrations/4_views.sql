@@ -3,35 +3,47 @@ SELECT set_config('search_path', current_setting('mpp.objects_path'), true);
 
 -- The order is that of the claim in src/tasks/claim.ts; a test holds the two together.
 CREATE VIEW mpp_queue AS
-WITH held AS (
-    SELECT DISTINCT groupid FROM mpp_tasks WHERE status = 'holding'
-), open_tasks AS (
+WITH open_tasks AS (
     SELECT t.*,
-           t.groupid IN (SELECT groupid FROM held) AS group_is_held,
-           min(t.id) FILTER (WHERE t.status = 'pending') OVER (PARTITION BY t.groupid) AS first_pending,
-           min(t.id) FILTER (WHERE t.status = 'claimed') OVER (PARTITION BY t.groupid) AS claimed_task
+           max(t.id) FILTER (WHERE t.status = 'holding') OVER (PARTITION BY t.groupid) AS newest_holding,
+           min(t.id) FILTER (WHERE t.status = 'claimed') OVER (PARTITION BY t.groupid) AS claimed_task,
+           t.event <> 'after_promote'
+               AND coalesce(t.deadline, t.created_at + t.timeout) <= clock_timestamp() AS late
     FROM mpp_tasks AS t
     WHERE t.finished_at IS NULL
+), ready AS (
+    SELECT o.*,
+           o.status = 'pending'
+               AND NOT o.late
+               AND (o.not_before IS NULL OR o.not_before <= clock_timestamp())
+               AND coalesce(o.newest_holding < o.id, true) AS due
+    FROM open_tasks AS o
+), ranked AS (
+    SELECT r.*,
+           min(r.id) FILTER (WHERE r.due) OVER (PARTITION BY r.groupid) AS first_due
+    FROM ready AS r
 )
 SELECT row_number() OVER (
-           ORDER BY status <> 'pending' DESC, group_is_held DESC, groupid = 0 DESC, id
+           ORDER BY status <> 'pending' DESC, due DESC, newest_holding IS NOT NULL DESC, groupid = 0 DESC, id
        ) AS position,
        id, groupid, event, nodename, nodeport, status, source, attempt, not_before,
        clock_timestamp() - created_at AS age,
        CASE
            WHEN status = 'holding' THEN format('the traffic of group %s waits until %s', groupid, deadline)
            WHEN status = 'claimed' THEN format('running since %s', claimed_at)
+           WHEN late THEN 'too late: it will be ended'
+           WHEN newest_holding > id THEN format('waits for the hold of its group, task %s, to end', newest_holding)
            WHEN claimed_task IS NOT NULL THEN format('waits for task %s of its group', claimed_task)
-           WHEN first_pending < id THEN format('waits for task %s of its group', first_pending)
+           WHEN first_due < id THEN format('waits for task %s of its group', first_due)
            WHEN not_before > clock_timestamp() THEN format('attempt %s is due at %s', attempt + 1, not_before)
-           WHEN group_is_held THEN 'its group is held'
-           WHEN (SELECT count(*) FROM held) >= (
+           WHEN newest_holding IS NOT NULL THEN 'its group is held'
+           WHEN (SELECT count(DISTINCT h.groupid) FROM open_tasks AS h WHERE h.status = 'holding') >= (
                SELECT min(c.max_holds) FROM mpp_controllers AS c
            ) THEN 'waits for the hold of another group to end'
            WHEN groupid = 0 THEN 'group 0 comes before the others'
            ELSE 'by age'
        END AS why
-FROM open_tasks;
+FROM ranked;
 COMMENT ON VIEW mpp_queue IS 'Pending and running tasks in the order in which they will be taken, with the reason for it.';
 
 CREATE VIEW mpp_holds AS

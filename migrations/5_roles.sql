@@ -20,7 +20,7 @@ $do$;
 
 REVOKE ALL ON FUNCTION
     mpp_submit, mpp_task_status, mpp_cancel, mpp_release, mpp_rebuild_cache, mpp_ignore_replication_slot,
-    mpp_check_address, mpp_check_secondaries, mpp_tasks_before_insert, mpp_tasks_after_insert,
+    mpp_check_address, mpp_check_secondaries, mpp_supersedes, mpp_superseded_by, mpp_tasks_before_insert, mpp_tasks_after_insert,
     mpp_tasks_before_update, mpp_tasks_log, mpp_tasks_notify, mpp_task_log_append_only
 FROM PUBLIC;
 
@@ -40,6 +40,7 @@ GRANT SELECT, INSERT, DELETE,
 GRANT SELECT, DELETE ON mpp_task_log TO mpp_controller;
 GRANT SELECT, INSERT, UPDATE, DELETE ON mpp_controllers TO mpp_controller;
 GRANT SELECT ON mpp_queue, mpp_holds, mpp_status TO mpp_controller;
-GRANT EXECUTE ON FUNCTION mpp_task_status, mpp_ignore_replication_slot TO mpp_controller;
+GRANT EXECUTE ON FUNCTION mpp_task_status, mpp_ignore_replication_slot, mpp_supersedes, mpp_superseded_by
+    TO mpp_controller;
 
 SELECT set_config('search_path', current_setting('mpp.bookkeeping_path'), true);

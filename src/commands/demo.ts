@@ -9,7 +9,7 @@ const DEMO = new URL('../../build/test/support/demo/main.js', import.meta.url);
 
 interface DemoModule {
   /** @returns the exit code. */
-  runDemo(options: { keep: boolean; env: NodeJS.ProcessEnv }): Promise<number>;
+  readonly runDemo: (options: { keep: boolean; env: NodeJS.ProcessEnv }) => Promise<number>;
 }
 
 export function demoCommand(io: Io): Command {

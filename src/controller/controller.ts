@@ -9,8 +9,9 @@ import { componentLogger, type Logger } from '../observe/logger.js';
 import { Listener } from '../postgres/listener.js';
 import { createPool } from '../postgres/pool.js';
 import { errorText } from '../postgres/session.js';
+import { packageVersion } from '../version.js';
 import { ControlSession } from './leader.js';
-import { forgetGone, markGone, markPresent, packageVersion } from './presence.js';
+import { forgetGone, markGone, markPresent } from './presence.js';
 import { Term } from './term.js';
 
 /** A controller: one process's part in the cluster. */
@@ -74,7 +75,7 @@ class ControllerProcess implements Controller {
   }
 
   async #run(): Promise<void> {
-    const version = await packageVersion();
+    const version = packageVersion();
     this.#logger.info({ controller: this.#id, version }, 'controller started');
     while (!this.#stopping) {
       try {

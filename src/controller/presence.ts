@@ -1,5 +1,4 @@
 import { hostname } from 'node:os';
-import { readFile } from 'node:fs/promises';
 import type { ClientBase } from 'pg';
 
 /** What a controller says of itself in mpp_controllers. */
@@ -53,9 +52,3 @@ const FORGET = `
   DELETE FROM mpp_controllers AS c
   WHERE c.heartbeat_at < clock_timestamp() - interval '1 hour'
     AND NOT EXISTS (SELECT FROM pg_stat_get_activity(c.backend_pid))`;
-
-/** The version of this package. */
-export async function packageVersion(): Promise<string> {
-  const text = await readFile(new URL('../../package.json', import.meta.url), 'utf8');
-  return (JSON.parse(text) as { version: string }).version;
-}

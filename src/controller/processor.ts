@@ -8,6 +8,7 @@ import {
   completeTasks,
   endTasks,
   markHolding,
+  recordChange,
   requeueTasks,
 } from '../tasks/finish.js';
 import { formatAddress, type Pause, type Task } from '../tasks/task.js';
@@ -214,17 +215,18 @@ export class Processor {
     for (const step of transition.steps) await handler.apply(client, step, task.cooldownMs);
     const after = await handler.readNodes(client, task);
     const changed = transition.steps.length > 0;
-    if (transition.followUp) await addFollowUp(client, task);
-    const attempts = [...(hold?.attempts ?? []), attemptOf(controller, task)];
+    if (changed) {
+      const before = describeGroup(hold?.before ?? nodes, task.groupid);
+      await recordChange(client, { before, after: describeGroup(after, task.groupid) });
+    }
+    const attempt = attemptOf(controller, task);
+    const wholly = !transition.followUp || (await addFollowUp(client, task));
+    const attempts = [...(hold?.attempts ?? []), ...(wholly ? [attempt] : [])];
+    if (!wholly)
+      await requeueTasks(client, [attempt], 'the primary has moved; secondaries follow', 0);
     const mine = await completeTasks(client, attempts, {
       nodeid: transition.nodeid ?? primaryOf(after, task.groupid)?.nodeid ?? null,
       reason: changed ? null : 'the primary is the same; its traffic goes on',
-      change: changed
-        ? {
-            before: describeGroup(hold?.before ?? nodes, task.groupid),
-            after: describeGroup(after, task.groupid),
-          }
-        : null,
     });
     if (!mine) return this.#lostAttempt(task, session, hold, log);
     await session.commit();

@@ -25,6 +25,7 @@ export interface TermOptions {
 
 /** How long a stop waits for a commit before it cancels it, in milliseconds. */
 const COMMIT_GRACE_MS = 5_000;
+const CANCEL_AGAIN_MS = 100;
 
 /**
  * The work of the active controller: claim, run, look again. All it knows of the queue is in the
@@ -242,13 +243,18 @@ export class Term {
 
   /** Waits for running tasks: those that open a hold are cancelled, a commit gets a moment. */
   async #settle(): Promise<void> {
-    const settled = Promise.all(this.#busy.values());
-    await this.#cancel((task) => task.event !== 'after_promote');
-    const bound = new Promise<void>((resolve) => this.#alarm(resolve, COMMIT_GRACE_MS));
-    await Promise.race([settled, bound]);
-    await this.#cancel(() => true);
-    await settled;
+    const settled = Promise.all(this.#busy.values()).then(() => true);
+    const patience = performance.now() + COMMIT_GRACE_MS;
+    do {
+      // Again and again: a task may have been between two statements.
+      const late = performance.now() > patience;
+      await this.#cancel((task) => late || task.event !== 'after_promote');
+    } while (!(await Promise.race([settled, this.#alarmed(CANCEL_AGAIN_MS)])));
     this.#clearAlarms();
+  }
+
+  async #alarmed(ms: number): Promise<false> {
+    return new Promise((resolve) => this.#alarm(() => resolve(false), ms));
   }
 
   async #cancel(which: (task: Task) => boolean): Promise<void> {

@@ -9,3 +9,5 @@ export const GROUP_LOCK = 1297109064;
 export const REPORT_LOCK = 1297109065;
 /** classid of "this controller is the active one": objid 0; session-level. */
 export const LEADER_LOCK = 1297109066;
+/** classid of "this session sets the database up": objid 0; session-level. */
+export const BOOTSTRAP_LOCK = 1297109067;

@@ -75,12 +75,17 @@ function toTask(row: ClaimedRow): Task {
 }
 
 /**
- * Order: a held group, group 0, the oldest. Only the first pending task of a group is looked at, and
- * none while another of the group runs, so that a retry that is not yet due holds back what came
- * after it. A before_ task that is late is left to `sweep`.
+ * Order: a held group, group 0, the oldest. Within a group one task at a time, in the order of ids,
+ * with two exceptions:
+ *
+ * - a retry that is not due yet holds nobody back. A report that comes makes it due at once, so it is
+ *   tried once more before that report; a change that keeps failing must not block a switchover;
+ * - what is older than a hold is frozen until the hold ends, or an old fact would commit it.
+ *
+ * A before_ task that is late is left to `sweep`, and holds nobody back either.
  *
  * Locks: FOR UPDATE on one row. SKIP LOCKED passes over a row that a client is superseding or
- * cancelling; its group is then skipped whole, because the row is still the first pending one.
+ * cancelling; what comes after it in its group still waits, because the row is seen as pending.
  * The view mpp_queue shows the same order.
  */
 const CLAIM = `
@@ -99,7 +104,19 @@ const CLAIM = `
         FROM mpp_tasks AS e
         WHERE e.finished_at IS NULL
           AND e.groupid = t.groupid
-          AND (e.status = 'claimed' OR (e.status = 'pending' AND e.id < t.id)))
+          AND (e.status = 'claimed'
+               OR (e.status = 'holding' AND e.id > t.id)
+               OR (e.status = 'pending' AND e.id < t.id
+                   AND (e.not_before IS NULL OR e.not_before <= clock_timestamp())
+                   AND (e.event = 'after_promote'
+                        OR coalesce(e.deadline, e.created_at + e.timeout) > clock_timestamp())
+                   AND NOT EXISTS (
+                     SELECT
+                     FROM mpp_tasks AS h
+                     WHERE h.finished_at IS NULL
+                       AND h.groupid = e.groupid
+                       AND h.status = 'holding'
+                       AND h.id > e.id))))
     ORDER BY t.groupid = ANY ($3::integer[]) DESC, t.groupid = 0 DESC, t.id
     LIMIT 1
     FOR UPDATE SKIP LOCKED

@@ -1,4 +1,5 @@
 import type { ClientBase, Pool } from 'pg';
+import { REPORT_LOCK } from '../postgres/locks.js';
 import type { Task, TaskEnd } from './task.js';
 
 type Db = Pool | ClientBase;
@@ -53,6 +54,18 @@ export interface NodeChange {
   readonly after: unknown;
 }
 
+/** Hands the rows to the trigger that writes the log, for what else this transaction records. */
+export async function recordChange(transaction: ClientBase, change: NodeChange): Promise<void> {
+  await transaction.query({
+    name: 'mpp-record-change',
+    text: RECORD_CHANGE,
+    values: [JSON.stringify(change.before), JSON.stringify(change.after)],
+  });
+}
+
+const RECORD_CHANGE =
+  "SELECT set_config('mpp.node_before', $1, true), set_config('mpp.node_after', $2, true)";
+
 /**
  * Ends every task of a change at once, in the transaction that makes the change.
  *
@@ -61,8 +74,9 @@ export interface NodeChange {
 export async function completeTasks(
   transaction: ClientBase,
   attempts: readonly Attempt[],
-  end: { nodeid: number | null; reason: string | null; change: NodeChange | null },
+  end: { nodeid: number | null; reason: string | null },
 ): Promise<boolean> {
+  if (attempts.length === 0) return true;
   const { rowCount } = await transaction.query({
     name: 'mpp-complete',
     text: COMPLETE,
@@ -72,21 +86,15 @@ export async function completeTasks(
       attempts[0]?.controller,
       end.nodeid,
       end.reason,
-      end.change === null ? '' : JSON.stringify(end.change.before),
-      end.change === null ? '' : JSON.stringify(end.change.after),
     ],
   });
   return rowCount === attempts.length;
 }
 
-/** The settings reach the trigger that writes the log, and end with the transaction. */
 const COMPLETE = `
-  WITH nodes AS MATERIALIZED (
-    SELECT set_config('mpp.node_before', $6, true), set_config('mpp.node_after', $7, true)
-  )
   UPDATE mpp_tasks AS t
   SET status = 'done', nodeid = coalesce($4, t.nodeid), reason = $5
-  FROM nodes, unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
+  FROM unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
   WHERE t.id = mine.id
     AND t.attempt = mine.attempt
     AND t.claimed_by = $3
@@ -177,20 +185,27 @@ const STILL_HOLDING = `
 /**
  * Reports the rest of a change as a task of its own, in the transaction of the change: secondaries
  * can be added and removed only once the metadata is in sync again, which it is after the commit.
+ *
+ * @returns false when somebody has an uncommitted report for the group: a hold must not wait for it.
  */
-export async function addFollowUp(transaction: ClientBase, task: Task): Promise<void> {
-  await transaction.query({
+export async function addFollowUp(transaction: ClientBase, task: Task): Promise<boolean> {
+  const { rowCount } = await transaction.query({
     name: 'mpp-follow-up',
     text: FOLLOW_UP,
-    values: [task.id],
+    values: [task.id, REPORT_LOCK],
   });
+  return rowCount === 1;
 }
 
 const FOLLOW_UP = `
+  WITH turn AS MATERIALIZED (
+    SELECT t.id, pg_try_advisory_xact_lock($2, t.groupid) AS mine FROM mpp_tasks AS t WHERE t.id = $1
+  )
   INSERT INTO mpp_tasks (event, groupid, nodename, nodeport, secondaries, timeout, cooldown, source)
   SELECT t.event, t.groupid, t.nodename, t.nodeport, t.secondaries, t.timeout, t.cooldown, 'sync'
   FROM mpp_tasks AS t
-  WHERE t.id = $1`;
+  JOIN turn ON turn.id = t.id
+  WHERE turn.mine`;
 
 /**
  * Deletes tasks that ended longer ago than `retentionMs`, and their log, at most `limit` at once so

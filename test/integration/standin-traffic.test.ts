@@ -145,6 +145,17 @@ describe('a hold', () => {
     await second;
   });
 
+  it('by citus_update_node is ended by a forced update of another group', async () => {
+    await operator.query('BEGIN');
+    await operator.query(UPDATE_NODE, [await primaryNodeId(observer, 1), '127.0.0.1-demoted', 1]);
+    await client.query('BEGIN');
+    await client.query("SELECT citus_update_node($1, '127.0.0.1-demoted', 1, true, 100)", [
+      await primaryNodeId(observer, 2),
+    ]);
+    await client.query('ROLLBACK');
+    await expect(operator.query('COMMIT')).rejects.toThrow();
+  });
+
   it('by shard locks of two groups: side by side', async () => {
     const lockOwnShards = `
       SELECT lock_shard_metadata(7, array_agg(shardid))

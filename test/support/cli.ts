@@ -19,12 +19,26 @@ export function cliEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
   return { ...Object.fromEntries(outside), ...env };
 }
 
-/** Runs a command of the built package to its end. */
+/** A program and its first arguments. */
+export type Program = readonly [file: string, ...args: string[]];
+
+/** `mpp-controller` of this checkout, as it was built. */
+export function builtCli(): Program {
+  return [process.execPath, join(packageRoot(), 'dist', 'cli.js')];
+}
+
+/**
+ * Runs a command of `mpp-controller` to its end.
+ *
+ * @param program another installation than this checkout
+ */
 export async function runCli(
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
+  program: Program = builtCli(),
 ): Promise<CommandResult> {
-  const child = spawn(process.execPath, [join(packageRoot(), 'dist', 'cli.js'), ...args], {
+  const [file, ...first] = program;
+  const child = spawn(file, [...first, ...args], {
     env: cliEnvironment(env),
     stdio: ['ignore', 'pipe', 'pipe'],
   });

@@ -1,10 +1,9 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Server } from './servers/index.js';
 import type { Reaper } from './servers/reaper.js';
-import { packageRoot } from './package-root.js';
+import { builtCli, type Program } from './cli.js';
 import { waitFor } from './servers/wait.js';
 
 /** One line of the controller's log. */
@@ -15,6 +14,8 @@ export interface ControllerProcessOptions {
   readonly reaper: Reaper;
   /** MPP_* settings, over those that make tests quick. */
   readonly env?: Readonly<Record<string, string>>;
+  /** Another installation than this checkout. */
+  readonly program?: Program;
 }
 
 /** `mpp-controller run` as a process of its own, so that it can be killed like one. */
@@ -39,9 +40,11 @@ export class ControllerProcess {
     child.stderr?.on('data', (chunk: Buffer) => (this.#stderr += chunk.toString()));
   }
 
-  static start({ coordinator, reaper, env = {} }: ControllerProcessOptions): ControllerProcess {
+  static start(options: ControllerProcessOptions): ControllerProcess {
+    const { coordinator, reaper, env = {}, program = builtCli() } = options;
     const { host, port } = coordinator;
-    const child = spawn(process.execPath, [join(packageRoot(), 'dist', 'cli.js'), 'run'], {
+    const [file, ...args] = program;
+    const child = spawn(file, [...args, 'run'], {
       env: {
         PATH: process.env['PATH'],
         DATABASE_URL: `postgres://postgres@${host}:${port}/postgres`,

@@ -1,3 +1,4 @@
+import { BOOTSTRAP_LOCK } from '../../postgres/locks.js';
 import type pg from 'pg';
 import { DatabaseStateError, MppError, UnreachableError } from '../../errors.js';
 import { applyMigrations } from '../../postgres/migrate.js';
@@ -218,9 +219,6 @@ async function ensureCoordinator(
 function madeIf(changed: boolean): Outcome['outcome'] {
   return changed ? 'done' : 'already there';
 }
-
-/** classid of "this session sets the database up"; the others are in postgres/locks.ts. */
-const BOOTSTRAP_LOCK = 1297109067;
 
 const LOCK_NOT_AVAILABLE = '55P03';
 const CHECK_VIOLATION = '23514';

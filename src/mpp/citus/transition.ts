@@ -16,8 +16,8 @@ export function planTransition(
   nodes: readonly Node[],
   held: HeldNode | null,
 ): Transition {
-  const group = nodes.filter((node) => node.ours && node.groupid === report.groupid);
-  const found = group.find((node) => node.role === 'primary');
+  const rows = nodes.filter((node) => node.ours && node.groupid === report.groupid);
+  const found = rows.find((node) => node.role === 'primary');
   const primary = found && held ? { ...found, address: held.original } : found;
   switch (report.event) {
     case 'before_demote':
@@ -29,7 +29,10 @@ export function planTransition(
     case 'before_promote':
       return planPromote(report, nodes, primary, held);
     case 'after_promote':
-      return planCommit(report, nodes, group, primary, held);
+      if (found === undefined || primary === undefined) {
+        return refuseTaken(report, nodes) ?? planRegistration(report, rows);
+      }
+      return refuseTaken(report, nodes) ?? planCommit(report, nodes, rows, found, primary, held);
   }
 }
 
@@ -62,22 +65,26 @@ function planPromote(
   return { kind: 'hold', node: primary, target: report.address };
 }
 
+/** @param found the primary's row as it is now, perhaps changed by the hold; `primary`: as it was. */
 function planCommit(
   report: Report,
   nodes: readonly Node[],
-  group: readonly Node[],
-  primary: Node | undefined,
+  rows: readonly Node[],
+  found: Node,
+  primary: Node,
   held: HeldNode | null,
 ): Transition {
-  const stranger = [report.address, ...(report.secondaries ?? [])]
-    .map((address) => occupant({ ...report, address }, nodes))
-    .find((node) => node !== undefined);
-  if (stranger) return { kind: 'fail', reason: taken(stranger.address, stranger) };
+  const displaced = rows.find(
+    (node) => node.nodeid !== found.nodeid && sameAddress(node.address, primary.address),
+  );
+  const others = rows
+    .filter((node) => node.nodeid !== found.nodeid)
+    .map((node) => (node === displaced ? { ...node, address: found.address } : node));
 
-  if (primary === undefined) return planRegistration(report, group);
-
-  const move = moveSteps(report, nodes, group, primary);
-  const after = afterMove(report, group, primary);
+  const move = moveSteps(report, nodes, others, found, primary, displaced);
+  const after = others.map((node) =>
+    sameAddress(node.address, report.address) ? { ...node, address: primary.address } : node,
+  );
   const rest = secondarySteps(report, after);
   if (held || move.length > 0) {
     return { kind: 'change', nodeid: primary.nodeid, steps: move, followUp: rest.length > 0 };
@@ -86,6 +93,13 @@ function planCommit(
     return { kind: 'change', nodeid: primary.nodeid, steps: rest, followUp: false };
   }
   return nothing(primary, 'pg_dist_node says so already');
+}
+
+function refuseTaken(report: Report, nodes: readonly Node[]): Transition | undefined {
+  const stranger = [report.address, ...(report.secondaries ?? [])]
+    .map((address) => occupant({ ...report, address }, nodes))
+    .find((node) => node !== undefined);
+  return stranger && { kind: 'fail', reason: taken(stranger.address, stranger) };
 }
 
 function planRegistration(report: Report, group: readonly Node[]): Transition {
@@ -101,7 +115,7 @@ function planRegistration(report: Report, group: readonly Node[]): Transition {
     report.groupid === 0
       ? { op: 'coordinator', node: report.address }
       : { op: 'add', groupid: report.groupid, role: 'primary', node: report.address };
-  const followUp = (report.secondaries ?? []).length > 0;
+  const followUp = secondarySteps(report, group).length > 0;
   return { kind: 'change', nodeid: null, steps: [step], followUp };
 }
 
@@ -109,33 +123,30 @@ function planRegistration(report: Report, group: readonly Node[]): Transition {
  * The updates that bring the primary's row to its new address. It keeps its nodeid, which the
  * placements of its shards refer to. A swap with a registered secondary takes three, because an
  * address is unique and each update is checked at once.
+ *
+ * @param others the group's other rows, as before the hold
+ * @param displaced the row that the hold has swapped with the primary's already; it goes back first
+ *   when the primary turns out to be another node.
  */
 function moveSteps(
   report: Report,
   nodes: readonly Node[],
-  group: readonly Node[],
+  others: readonly Node[],
+  found: Node,
   primary: Node,
+  displaced: Node | undefined,
 ): Step[] {
+  // A hold that ends where it began is taken back as a whole.
   if (sameAddress(report.address, primary.address)) return [];
   const toNew: Step = { op: 'update', nodeid: primary.nodeid, to: report.address };
-  const promoted = group.find(
-    (node) => node.nodeid !== primary.nodeid && sameAddress(node.address, report.address),
-  );
-  if (promoted === undefined) return [toNew];
-  return [
-    { op: 'update', nodeid: primary.nodeid, to: parkedAddress(primary, nodes) },
-    { op: 'update', nodeid: promoted.nodeid, to: primary.address },
-    toNew,
-  ];
-}
-
-/** The group's secondaries once the move is done. */
-function afterMove(report: Report, group: readonly Node[], primary: Node): Node[] {
-  return group
-    .filter((node) => node.nodeid !== primary.nodeid)
-    .map((node) =>
-      sameAddress(node.address, report.address) ? { ...node, address: primary.address } : node,
-    );
+  if (sameAddress(report.address, found.address)) return [toNew];
+  const swaps: Step[] = [];
+  if (displaced) swaps.push({ op: 'update', nodeid: displaced.nodeid, to: found.address });
+  const promoted = others.find((node) => sameAddress(node.address, report.address));
+  if (promoted) swaps.push({ op: 'update', nodeid: promoted.nodeid, to: primary.address });
+  if (swaps.length === 0) return [toNew];
+  const parked = parkedAddress(primary, nodes);
+  return [{ op: 'update', nodeid: primary.nodeid, to: parked }, ...swaps, toNew];
 }
 
 /**

@@ -30,7 +30,7 @@ export interface TrafficReport {
   readonly longestWaitMs: number;
   /** Rows whose INSERT was acknowledged: `count(*)` of the table is at least this. */
   readonly inserted: number;
-  /** INSERTs whose session was lost before an answer; `count(*)` is at most `inserted` plus these. */
+  /** INSERTs that lost a session in the way; `count(*)` is at most `inserted` plus these. */
   readonly insertedPerhaps: number;
 }
 
@@ -38,6 +38,20 @@ interface Waiter {
   readonly kind: StatementKind | undefined;
   readonly target: number;
   readonly resolve: () => void;
+}
+
+function sqlstateOf(error: unknown): string | undefined {
+  return error instanceof pg.DatabaseError ? error.code : undefined;
+}
+
+/** True when the session that the statement was sent to is gone, or about to go. */
+export function isLostSession(error: unknown): boolean {
+  return sqlstateOf(error)?.startsWith('57P') ?? true;
+}
+
+/** Class 08: the coordinator lost the worker, perhaps between the worker's commit and its answer. */
+function isInDoubt(error: unknown): boolean {
+  return isLostSession(error) || sqlstateOf(error)?.startsWith('08') === true;
 }
 
 /** Counts what the clients of one traffic do, and wakes those who wait for a count. */
@@ -83,11 +97,15 @@ export class Tally {
   }
 
   failed(kind: StatementKind, statement: string, tookMs: number, error: unknown): void {
-    const sqlstate = error instanceof pg.DatabaseError ? error.code : undefined;
     this.#failed[kind] += 1;
     this.#longestWaitMs = Math.max(this.#longestWaitMs, tookMs);
-    this.#failures.push({ kind, statement, sqlstate, message: errorText(error) });
-    if (sqlstate === undefined && statement.startsWith('INSERT')) this.#insertedPerhaps += 1;
+    this.#failures.push({
+      kind,
+      statement,
+      sqlstate: sqlstateOf(error),
+      message: errorText(error),
+    });
+    if (isInDoubt(error) && statement.startsWith('INSERT')) this.#insertedPerhaps += 1;
   }
 
   /** Resolves once `count` more statements (of a kind, or of any) have succeeded. */

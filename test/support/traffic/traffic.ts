@@ -1,7 +1,8 @@
+import { setMaxListeners } from 'node:events';
 import { setTimeout as pause } from 'node:timers/promises';
 import pg from 'pg';
 import type { Connection } from '../../../src/postgres/session.js';
-import { Tally, type StatementKind, type TrafficReport } from './report.js';
+import { isLostSession, Tally, type StatementKind, type TrafficReport } from './report.js';
 
 export type { FailedStatement, PerKind, StatementKind, TrafficReport } from './report.js';
 
@@ -53,6 +54,8 @@ const RECONNECT_PAUSE_MS = 20;
 export function startTraffic(options: TrafficOptions): Traffic {
   const tally = new Tally();
   const stopping = new AbortController();
+  // Every client listens while it pauses.
+  setMaxListeners(0, stopping.signal);
   const ids = new Ids(options.firstId ?? 1, options.accepts ?? (() => true));
   const { writers, readers } = options.clients;
   const clients = [
@@ -86,10 +89,10 @@ interface Statement {
   readonly text: string;
   readonly values: readonly number[];
   /** Called once the statement has succeeded. */
-  readonly done?: () => void;
+  readonly done: () => void;
 }
 
-/** Hands out ids to insert, and remembers those that can be read. */
+/** Hands out ids to insert, and remembers those that are there. */
 class Ids {
   readonly #accepts: (id: number) => boolean;
   readonly #inserted: number[] = [];
@@ -109,23 +112,33 @@ class Ids {
     this.#inserted.push(id);
   }
 
-  /** Any inserted id, or one that is not there while there is none. */
+  /** An id inserted before, or one that is not there while none is. */
   any(): number {
     return this.#inserted[Math.floor(Math.random() * this.#inserted.length)] ?? this.#next;
   }
 }
 
+/** A row inserted is then updated by the same client, so that no two wait for each other's row. */
 function* writerStatements(ids: Ids): Generator<Statement, never> {
+  let unchanged: number[] = [];
   for (;;) {
     const id = ids.take();
-    yield { kind: 'write', text: INSERT, values: [id, 0], done: () => ids.inserted(id) };
-    yield { kind: 'write', text: UPDATE, values: [id] };
+    const done = () => {
+      ids.inserted(id);
+      unchanged.push(id);
+    };
+    yield { kind: 'write', text: INSERT, values: [id, 0], done };
+    for (const row of unchanged)
+      yield { kind: 'write', text: UPDATE, values: [row], done: nothing };
+    unchanged = [];
   }
 }
 
 function* readerStatements(ids: Ids): Generator<Statement, never> {
-  for (;;) yield { kind: 'read', text: SELECT, values: [ids.any()] };
+  for (;;) yield { kind: 'read', text: SELECT, values: [ids.any()], done: nothing };
 }
+
+const nothing = () => undefined;
 
 /** One client: a session, opened again whenever it is lost. */
 class Client {
@@ -165,10 +178,8 @@ class Client {
       // Not of the controller's sessions, which tests look for by name.
       application_name: 'traffic',
     });
-    session.on('error', () => undefined);
-    session.on('end', () => {
-      if (this.#session === session) this.#session = undefined;
-    });
+    session.on('error', () => this.#forget(session));
+    session.on('end', () => this.#forget(session));
     try {
       await session.connect();
     } catch {
@@ -185,11 +196,20 @@ class Client {
     this.#tally.sending(kind);
     try {
       await session.query(text, [...values]);
-      done?.();
+      done();
       this.#tally.succeeded(kind, performance.now() - sentAt, text === INSERT ? 1 : 0);
     } catch (error) {
       this.#tally.failed(kind, text, performance.now() - sentAt, error);
+      // What is sent to a session that is ending only fails for it.
+      if (isLostSession(error)) {
+        this.#forget(session);
+        await session.end().catch(() => undefined);
+      }
     }
+  }
+
+  #forget(session: pg.Client): void {
+    if (this.#session === session) this.#session = undefined;
   }
 
   async #pause(milliseconds: number): Promise<void> {

@@ -113,6 +113,9 @@ BEGIN
   PERFORM standin.dblink_connect('maintenance', standin.own_address('maintenance'));
   PERFORM standin.dblink_send_query('maintenance', 'CALL standin.maintain()');
   PERFORM standin.dblink_disconnect('maintenance');
+EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection THEN
+  -- The caller's change counts more. The next one, or a refused add or remove, starts it again.
+  RAISE WARNING 'the metadata sync could not be started: %', SQLERRM;
 END
 $$;
 

@@ -6,7 +6,7 @@
 -- What is not exact: the workers commit just before the coordinator does, without two phases;
 -- a rollback reaches them with the session's next statement (a failed statement at once); savepoints
 -- do not reach them; there is no detector of distributed deadlocks; SELECT … FOR UPDATE locks the
--- coordinator's key only.
+-- coordinator's key only; an UPDATE or DELETE that finds no key does not wait for a hold.
 
 CREATE TABLE standin.participant (
   backend integer NOT NULL,
@@ -124,8 +124,9 @@ END
 $$;
 
 -- The row behind a key, or none. Within an UPDATE or DELETE it comes locked, so that `v = v + 1`
--- starts from the last committed value. A reference table is read from the coordinator's own copy.
-CREATE FUNCTION standin.row_of(visible text, local text, key bigint)
+-- starts from the last committed value. `visible` is text because the view that calls this is not
+-- there yet when it is made. A reference table is read from the coordinator's own copy.
+CREATE FUNCTION standin.row_of(visible text, local regclass, key bigint)
 RETURNS TABLE (id bigint, v integer)
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog ROWS 1 AS $$
 DECLARE

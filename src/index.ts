@@ -1,0 +1,22 @@
+/**
+ * The library: what the commands do, for a program that runs a controller of its own. Importing it
+ * does nothing; everything else of this package may change at any time.
+ */
+export { loadSettings, type Settings } from './config.js';
+export { createController, type Controller } from './controller/controller.js';
+export { ConfigError, DatabaseStateError, MppError, UnreachableError } from './errors.js';
+export type {
+  AbstractMPP,
+  AbstractMPPHandler,
+  HeldNode,
+  Node,
+  PauseResult,
+  Step,
+  Transition,
+} from './mpp/abstract.js';
+export { bootstrap, type BootstrapOptions, type StepReport } from './mpp/citus/bootstrap.js';
+export { createCitus } from './mpp/citus/citus.js';
+export { createLogger, type Logger, type LogLevel } from './observe/logger.js';
+export { applyMigrations, checkMigrated, type MigrateOptions } from './postgres/migrate.js';
+export type { Connection } from './postgres/session.js';
+export type { Address, Pause, Task, TaskEvent } from './tasks/task.js';

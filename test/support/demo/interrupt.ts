@@ -1,0 +1,72 @@
+import { constants } from 'node:os';
+
+/** The demo was asked to end before its end. */
+export class Interrupted extends Error {
+  override readonly name = 'Interrupted';
+  readonly signal: NodeJS.Signals;
+  constructor(signal: NodeJS.Signals) {
+    super(`interrupted by ${signal}`);
+    this.signal = signal;
+  }
+}
+
+const SIGNALS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP'];
+const LAUNCHER_CHECK_MS = 500;
+
+/**
+ * Listens for the request to end: a signal, an output that nobody reads any more, or the end of the
+ * npm that launched us, which passes no SIGKILL on.
+ */
+export class Interrupt {
+  readonly #ended = new AbortController();
+  readonly #launcher = process.ppid;
+  #check: NodeJS.Timeout | undefined;
+  #started = false;
+
+  start(): void {
+    if (this.#started) return;
+    this.#started = true;
+    for (const name of SIGNALS) process.on(name, this.#onSignal);
+    process.stdout.on('error', this.#onOutputLost);
+    if (process.env['npm_lifecycle_event'] === undefined) return;
+    this.#check = setInterval(() => {
+      if (process.ppid !== this.#launcher) this.#raise('SIGHUP');
+    }, LAUNCHER_CHECK_MS);
+    this.#check.unref();
+  }
+
+  stop(): void {
+    if (!this.#started) return;
+    this.#started = false;
+    clearInterval(this.#check);
+    for (const name of SIGNALS) process.off(name, this.#onSignal);
+    process.stdout.off('error', this.#onOutputLost);
+  }
+
+  /** Rejects with Interrupted once the demo is asked to end; resolves never. */
+  async raised(): Promise<never> {
+    const { signal } = this.#ended;
+    return new Promise((_, reject) => {
+      const fail = () => reject(signal.reason as Interrupted);
+      if (signal.aborted) fail();
+      else signal.addEventListener('abort', fail, { once: true });
+    });
+  }
+
+  /** @throws Interrupted once the demo is asked to end */
+  check(): void {
+    this.#ended.signal.throwIfAborted();
+  }
+
+  readonly #onSignal = (name: NodeJS.Signals): void => {
+    // Somebody is impatient. The reaper does what is left to do.
+    if (this.#ended.signal.aborted) process.exit(128 + constants.signals[name]);
+    this.#raise(name);
+  };
+
+  readonly #onOutputLost = (): void => this.#raise('SIGHUP');
+
+  #raise(name: NodeJS.Signals): void {
+    if (!this.#ended.signal.aborted) this.#ended.abort(new Interrupted(name));
+  }
+}

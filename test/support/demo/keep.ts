@@ -1,0 +1,40 @@
+import type { Narrator } from './narrator.js';
+import type { Stage } from './stage.js';
+
+/** Makes the cluster whole again, and says what one can do with it. */
+export async function offer(stage: Stage, narrator: Narrator, pid: number): Promise<void> {
+  narrator.step('bringing the old primaries back as standbys');
+  await Promise.all(stage.cluster.workers.map((group) => group.rejoin()));
+  stage.startLightTraffic();
+  narrator.step('all groups have a standby again; light traffic goes on');
+  narrator.paragraph(`\n${invitation(stage, pid)}`);
+}
+
+function invitation(stage: Stage, pid: number): string {
+  const { coordinator, cluster, url } = stage;
+  const [group] = cluster.workers;
+  if (group === undefined) throw new Error('the demo has no worker group');
+  const { groupid, primary, standby } = group;
+  return `STILL RUNNING, until Ctrl-C. The controller is process ${pid}.
+
+  psql ${url}
+
+Without psql, any client: host ${coordinator.host}, port ${coordinator.port}, user postgres,
+database postgres, no password.
+
+Hold the writes of group ${groupid} for 20 seconds; then the hold ends by rollback:
+
+  INSERT INTO mpp_tasks (event, groupid, nodename, nodeport, timeout)
+  VALUES ('before_demote', ${groupid}, '${primary.host}', ${primary.port}, '20s');
+
+Look, best while it lasts:
+
+  SELECT * FROM mpp_holds;    -- which groups are held, and how many sessions wait
+  SELECT * FROM mpp_queue;    -- what runs and waits, and why in that order
+  SELECT * FROM mpp_status;   -- the controllers
+  SELECT * FROM mpp_task_log ORDER BY id DESC LIMIT 10;
+
+The same, and a switchover, by the command (the standby is ${standby.address}):
+
+  DATABASE_URL=${url} node dist/cli.js status`;
+}

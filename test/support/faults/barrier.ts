@@ -1,0 +1,75 @@
+import type { Client } from 'pg';
+import type { Harness } from '../harness.js';
+import { waitFor } from '../servers/index.js';
+
+/** A session whose open transaction stops the controller at one place, without a sleep anywhere. */
+export class Barrier {
+  readonly #harness: Harness;
+  readonly #session: Client;
+  readonly #pid: number;
+
+  private constructor(harness: Harness, session: Client, pid: number) {
+    this.#harness = harness;
+    this.#session = session;
+    this.#pid = pid;
+  }
+
+  /** Begins a transaction and runs the statement that is to be in the way. */
+  static async raise(
+    harness: Harness,
+    statement: string,
+    values: readonly unknown[] = [],
+  ): Promise<Barrier> {
+    const session = await harness.cluster.coordinator.connect('barrier');
+    await session.query('BEGIN');
+    await session.query(statement, [...values]);
+    const { rows } = await session.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+    return new Barrier(harness, session, rows[0]?.pid ?? 0);
+  }
+
+  /** In the way of a claim, and of nobody who reports: the claim reads this table, too. */
+  static async beforeClaim(harness: Harness): Promise<Barrier> {
+    return Barrier.raise(harness, 'LOCK TABLE mpp_controllers IN ACCESS EXCLUSIVE MODE');
+  }
+
+  /** In the way of a claimed task that reads the group's rows. */
+  static async afterClaim(harness: Harness): Promise<Barrier> {
+    return Barrier.raise(harness, 'LOCK TABLE pg_catalog.pg_dist_node IN ACCESS EXCLUSIVE MODE');
+  }
+
+  /** In the way of a hold: a client in the middle of a transaction that wrote to the group. */
+  static async beforeHold(harness: Harness, key: number): Promise<Barrier> {
+    return Barrier.raise(harness, 'UPDATE items SET v = v + 1 WHERE id = $1', [key]);
+  }
+
+  /** In the way of a commit: pg_dist_node is written, a task of the change cannot be ended. */
+  static async beforeCommit(harness: Harness, taskId: string): Promise<Barrier> {
+    return Barrier.raise(harness, 'SELECT FROM mpp_tasks WHERE id = $1 FOR UPDATE', [taskId]);
+  }
+
+  /** The server process. */
+  get pid(): number {
+    return this.#pid;
+  }
+
+  /** Waits until a session of the controller waits for this one. @returns its server process. */
+  async reached(): Promise<number> {
+    return waitFor('the controller to be stopped by the barrier', async () => {
+      const { rows } = await this.#harness.db.query<{ pid: number }>(STOPPED, [this.#pid]);
+      return rows[0]?.pid;
+    });
+  }
+
+  /** Lets the controller go on. Idempotent; a barrier whose server has gone is lifted already. */
+  async lift(): Promise<void> {
+    await this.#session.query('ROLLBACK').catch(() => undefined);
+    await this.#session.end().catch(() => undefined);
+  }
+}
+
+/** Sessions of queue and groups; that of the heartbeat may wait here, too, and does not count. */
+const STOPPED = `
+  SELECT a.pid
+  FROM pg_stat_activity AS a
+  WHERE a.application_name ~ '^mpp-controller (queue|group)'
+    AND $1::integer = ANY (pg_blocking_pids(a.pid))`;
