@@ -16,7 +16,7 @@ CREATE TABLE mpp_controllers (
 );
 COMMENT ON TABLE mpp_controllers IS 'The controller processes that have registered here; read the view mpp_status.';
 COMMENT ON COLUMN mpp_controllers.backend_pid IS 'pid of the server process of its control session; it is active while that session holds the lock (1297109066, 0).';
-COMMENT ON COLUMN mpp_controllers.max_holds IS 'Groups that may be held at once; NULL is no limit.';
+COMMENT ON COLUMN mpp_controllers.max_holds IS 'Groups that may be held at once now: MPP_MAX_HOLDS, or 1 where groups share shards or the strategy allows no more; NULL is no limit.';
 COMMENT ON COLUMN mpp_controllers.rebuild_at IS 'Set by mpp_rebuild_cache(): what it knows of the server is to be read anew.';
 
 CREATE FUNCTION mpp_submit(

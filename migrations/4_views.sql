@@ -29,13 +29,13 @@ SELECT row_number() OVER (
        id, groupid, event, nodename, nodeport, status, source, attempt, not_before,
        clock_timestamp() - created_at AS age,
        CASE
-           WHEN status = 'holding' THEN format('the traffic of group %s waits until %s', groupid, deadline)
-           WHEN status = 'claimed' THEN format('running since %s', claimed_at)
+           WHEN status = 'holding' THEN format('the traffic of group %s waits, until %s at most', groupid, to_char(deadline, 'HH24:MI:SS'))
+           WHEN status = 'claimed' THEN format('running since %s', to_char(claimed_at, 'HH24:MI:SS'))
            WHEN late THEN 'too late: it will be ended'
            WHEN newest_holding > id THEN format('waits for the hold of its group, task %s, to end', newest_holding)
            WHEN claimed_task IS NOT NULL THEN format('waits for task %s of its group', claimed_task)
            WHEN first_due < id THEN format('waits for task %s of its group', first_due)
-           WHEN not_before > clock_timestamp() THEN format('attempt %s is due at %s', attempt + 1, not_before)
+           WHEN not_before > clock_timestamp() THEN format('attempt %s is due at %s', attempt + 1, to_char(not_before, 'HH24:MI:SS'))
            WHEN newest_holding IS NOT NULL THEN 'its group is held'
            WHEN (SELECT count(DISTINCT h.groupid) FROM open_tasks AS h WHERE h.status = 'holding') >= (
                SELECT min(c.max_holds) FROM mpp_controllers AS c

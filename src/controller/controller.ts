@@ -220,9 +220,9 @@ class ControllerProcess implements Controller {
   }
 
   async #markPresent(control: ControlSession, version: string, strategy: string): Promise<void> {
-    const { maxHolds } = this.#settings;
-    const limit = strategy === 'demoted-row' ? 1 : maxHolds;
-    await markPresent(control.client, { id: this.#id, version, strategy, maxHolds: limit });
+    const several = await control.handler.canHoldAnother(control.client);
+    const maxHolds = several ? this.#settings.maxHolds : 1;
+    await markPresent(control.client, { id: this.#id, version, strategy, maxHolds });
   }
 
   /** What a person must put right before this can work at all; once it has worked, we wait instead. */

@@ -1,13 +1,14 @@
 import { readdir } from 'node:fs/promises';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import type pg from 'pg';
 import { migrate } from 'postgres-migrations';
 import { DatabaseStateError, MppError } from '../errors.js';
+import { packageRoot } from '../package-root.js';
 import { sqlState } from './sqlstate.js';
 import { errorText } from './session.js';
 
 /** The *.sql files, shipped beside the compiled code. */
-const FOLDER = fileURLToPath(new URL('../../migrations', import.meta.url));
+const FOLDER = join(packageRoot(), 'migrations');
 
 /** The advisory lock that postgres-migrations takes; see its with-lock.js. */
 const MIGRATION_LOCK = '-8525285245963000605';

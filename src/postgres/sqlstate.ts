@@ -5,12 +5,15 @@ export function sqlState(error: unknown): string | undefined {
   return error instanceof pg.DatabaseError ? error.code : undefined;
 }
 
-/** True when the session is gone: ended by an administrator, a restart, a timeout, or the network. */
+/**
+ * True when the session is gone: ended by an administrator, a restart, a timeout, or the network. Class
+ * 08 from the server does not say so: with 08006 Citus reports another node that it cannot reach.
+ */
 export function isSessionLost(error: unknown): boolean {
   const state = sqlState(error);
   // node-postgres throws a plain Error, or one of the socket's, when the connection breaks.
   if (state === undefined) return true;
-  return state.startsWith('08') || state.startsWith('57P') || SESSION_TIMEOUTS.has(state);
+  return state === '08P01' || state.startsWith('57P') || SESSION_TIMEOUTS.has(state);
 }
 
 /** True when the transaction was picked to give way and may simply be run again. */

@@ -15,7 +15,7 @@ import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import { z } from 'zod';
 import { ControllerProcess } from '../support/controller-process.js';
 import { runCli } from '../support/cli.js';
-import { packageRoot } from '../support/package-root.js';
+import { packageRoot } from '../../src/package-root.js';
 import { run } from '../support/servers/processes.js';
 import { startCluster, type Cluster } from '../support/servers/index.js';
 import { prepareCluster } from '../support/standin/prepare.js';

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
-import { packageRoot } from '../support/package-root.js';
+import { packageRoot } from '../../src/package-root.js';
 import { startCluster, TestBed, waitFor, waitUntilReplayed } from '../support/servers/index.js';
 import { exists } from '../support/servers/folder.js';
 import { childrenOf, isAlive } from '../support/servers/processes.js';

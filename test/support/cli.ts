@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
-import { packageRoot } from './package-root.js';
+import { packageRoot } from '../../src/package-root.js';
 
 /** What a command left behind. */
 export interface CommandResult {

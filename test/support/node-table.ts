@@ -45,9 +45,10 @@ export class NodeTable {
         return;
       }
       case 'add':
-        return this.#add(step.groupid, step.role, step.node);
+        this.#add(step.groupid, step.role, step.node);
+        return;
       case 'coordinator':
-        return this.#add(0, 'primary', step.node);
+        this.#add(0, 'primary', step.node);
     }
   }
 

@@ -144,8 +144,9 @@ function moveSteps(
   if (displaced) swaps.push({ op: 'update', nodeid: displaced.nodeid, to: found.address });
   const promoted = others.find((node) => sameAddress(node.address, report.address));
   if (promoted) swaps.push({ op: 'update', nodeid: promoted.nodeid, to: primary.address });
-  if (swaps.length === 0) return [toNew];
-  const parked = parkedAddress(primary, nodes);
+  const inTheWay = displaced ?? sameAddress(found.address, primary.address);
+  if (swaps.length === 0 || !inTheWay) return [...swaps, toNew];
+  const parked = parkedAddress(primary, [...nodes, ...others]);
   return [{ op: 'update', nodeid: primary.nodeid, to: parked }, ...swaps, toNew];
 }
 

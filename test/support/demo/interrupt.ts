@@ -1,3 +1,4 @@
+import { once } from 'node:events';
 import { constants } from 'node:os';
 
 /** The demo was asked to end before its end. */
@@ -43,14 +44,16 @@ export class Interrupt {
     process.stdout.off('error', this.#onOutputLost);
   }
 
-  /** Rejects with Interrupted once the demo is asked to end; resolves never. */
-  async raised(): Promise<never> {
+  /** Resolves once the demo is asked to end. */
+  async asked(): Promise<Interrupted> {
     const { signal } = this.#ended;
-    return new Promise((_, reject) => {
-      const fail = () => reject(signal.reason as Interrupted);
-      if (signal.aborted) fail();
-      else signal.addEventListener('abort', fail, { once: true });
-    });
+    if (!signal.aborted) await once(signal, 'abort');
+    return signal.reason as Interrupted;
+  }
+
+  /** Rejects with Interrupted once the demo is asked to end. */
+  async raised(): Promise<never> {
+    throw await this.asked();
   }
 
   /** @throws Interrupted once the demo is asked to end */

@@ -14,27 +14,32 @@ function invitation(stage: Stage, pid: number): string {
   const { coordinator, cluster, url } = stage;
   const [group] = cluster.workers;
   if (group === undefined) throw new Error('the demo has no worker group');
-  const { groupid, primary, standby } = group;
+  const { groupid, primary } = group;
   return `STILL RUNNING, until Ctrl-C. The controller is process ${pid}.
 
   psql ${url}
 
-Without psql, any client: host ${coordinator.host}, port ${coordinator.port}, user postgres,
-database postgres, no password.
+Any other client: host ${coordinator.host}, port ${coordinator.port}, user and database postgres, no password.
 
 Hold the writes of group ${groupid} for 20 seconds; then the hold ends by rollback:
 
   INSERT INTO mpp_tasks (event, groupid, nodename, nodeport, timeout)
   VALUES ('before_demote', ${groupid}, '${primary.host}', ${primary.port}, '20s');
 
-Look, best while it lasts:
+or sooner, once somebody says that the node is the primary after all:
 
-  SELECT * FROM mpp_holds;    -- which groups are held, and how many sessions wait
-  SELECT * FROM mpp_queue;    -- what runs and waits, and why in that order
-  SELECT * FROM mpp_status;   -- the controllers
+  INSERT INTO mpp_tasks (event, groupid, nodename, nodeport)
+  VALUES ('after_promote', ${groupid}, '${primary.host}', ${primary.port});
+
+Look while it lasts:
+
+  SELECT * FROM mpp_holds;   -- groups held, until when, sessions waiting
+  SELECT * FROM mpp_queue;   -- what runs and waits, and why in that order
+  SELECT * FROM mpp_status;  -- the controllers
   SELECT * FROM mpp_task_log ORDER BY id DESC LIMIT 10;
 
-The same, and a switchover, by the command (the standby is ${standby.address}):
+The same for people, by the command:
 
-  DATABASE_URL=${url} node dist/cli.js status`;
+  export DATABASE_URL=${url}
+  node dist/cli.js status`;
 }

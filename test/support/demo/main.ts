@@ -25,29 +25,29 @@ export async function runDemo({ keep, env }: DemoOptions): Promise<number> {
   const narrator = new Narrator((text) => process.stdout.write(text));
   const interrupt = new Interrupt();
   const stage = new Stage(env);
-  let finished = false;
   interrupt.start();
   try {
-    const play = perform(stage, narrator, interrupt, keep).then((exitCode) => {
-      finished = true;
-      return exitCode;
-    });
+    const play = perform(stage, narrator, interrupt, keep);
     const exitCode = await Promise.race([play, interrupt.raised()]);
-    if (keep) await interrupt.raised();
+    if (keep) await interrupt.asked();
     return exitCode;
   } catch (error) {
     if (!(error instanceof Interrupted)) throw error;
-    narrator.step('stopping');
-    await stage.close();
-    narrator.step('everything is stopped and removed');
+    await close(stage, narrator);
     interrupt.stop();
-    // What started us sees how it really ended; `--keep` ends in no other way.
-    if (!finished) process.kill(process.pid, error.signal);
-    return 0;
+    // Whoever started us sees how it really ended.
+    process.kill(process.pid, error.signal);
+    return 1;
   } finally {
-    await stage.close();
+    await close(stage, narrator);
     interrupt.stop();
   }
+}
+
+async function close(stage: Stage, narrator: Narrator): Promise<void> {
+  if (stage.closed) return;
+  await stage.close();
+  narrator.step('everything is stopped and removed');
 }
 
 async function perform(
@@ -80,10 +80,10 @@ async function prepare(stage: Stage, narrator: Narrator, check: () => void): Pro
   await stage.registerNodes();
   const { binaries } = stage.cluster.testBed;
   narrator.paragraph(`\n${serversText(binaries, await stage.citusVersion())}`);
+  narrator.step(`group 0: coordinator ${stage.coordinator.address}`);
   for (const { groupid, primary, standby } of stage.cluster.workers) {
     narrator.step(`group ${groupid}: primary ${primary.address}, standby ${standby.address}`);
   }
-  narrator.step(`group 0: coordinator ${stage.coordinator.address}`);
   check();
   narrator.step('mpp-controller migrate');
   await stage.migrate();

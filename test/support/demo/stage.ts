@@ -20,6 +20,7 @@ const THINK_MS = 5;
 export class Stage {
   readonly #env: NodeJS.ProcessEnv;
   readonly #traffic = new Set<Traffic>();
+  #closed = false;
   #starting: Promise<Cluster> | undefined;
   #cluster: Cluster | undefined;
   #controller: ControllerProcess | undefined;
@@ -111,8 +112,14 @@ export class Stage {
     return traffic;
   }
 
+  /** True once `close` was called. */
+  get closed(): boolean {
+    return this.#closed;
+  }
+
   /** Ends and removes everything, also what is only just starting. Idempotent. */
   async close(): Promise<void> {
+    this.#closed = true;
     const cluster = await this.#starting?.catch(() => undefined);
     const quiet = Promise.all([...this.#traffic].map((traffic) => traffic.stop()));
     await this.#controller?.end('SIGKILL');

@@ -9,10 +9,11 @@ export function serversText(binaries: Binaries, citusVersion: string | null): st
   const postgres = `PostgreSQL ${binaries.version} (${source})`;
   if (citusVersion !== null) return `${postgres} with Citus ${citusVersion}.`;
   return [
-    `${postgres} with a STAND-IN FOR CITUS: Citus is in no registry, so SQL`,
-    'of the test suite plays pg_dist_node, its functions and its locks. Servers,',
-    'replication, stops and promotions are real. To see it on the real Citus:',
-    'MPP_PG_BIN=<bin folder of a PostgreSQL that has it> npm run demo',
+    `${postgres} with a STAND-IN FOR CITUS:`,
+    'Citus is in no registry, so SQL of the test suite plays pg_dist_node, its',
+    'functions and its locks. The servers, their replication, the stops and the',
+    'promotions are real. To see it with the real Citus:',
+    '  MPP_PG_BIN=<bin folder of a PostgreSQL that has it> npm run demo',
   ].join('\n');
 }
 

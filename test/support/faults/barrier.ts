@@ -39,7 +39,7 @@ export class Barrier {
 
   /** In the way of a hold: a client in the middle of a transaction that wrote to the group. */
   static async beforeHold(harness: Harness, key: number): Promise<Barrier> {
-    return Barrier.raise(harness, 'UPDATE items SET v = v + 1 WHERE id = $1', [key]);
+    return Barrier.raise(harness, 'INSERT INTO items VALUES ($1, 0)', [key]);
   }
 
   /** In the way of a commit: pg_dist_node is written, a task of the change cannot be ended. */

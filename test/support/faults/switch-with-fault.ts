@@ -72,10 +72,7 @@ export async function switchWithFault(
     return id;
   };
 
-  const demote = await struck(
-    await demoteBarrier(h, step, key),
-    report('before_demote', old),
-  );
+  const demote = await struck(await demoteBarrier(h, step, key), report('before_demote', old));
   expect(await h.acknowledged(demote)).toMatchObject({ status: 'holding' });
   if (step === 'while holding') await strike();
 

@@ -1,7 +1,7 @@
 import { chmod, mkdir, mkdtemp, rename, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { packageRoot } from '../package-root.js';
+import { packageRoot } from '../../../src/package-root.js';
 import { exists } from './folder.js';
 import { isErrno, run } from './processes.js';
 

@@ -1,7 +1,7 @@
 import { readFile, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type pg from 'pg';
-import { packageRoot } from '../package-root.js';
+import { packageRoot } from '../../../src/package-root.js';
 
 /**
  * Makes a plain PostgreSQL 15 to 18 look like a node of Citus 13.2: `pg_dist_node` and the

@@ -2,8 +2,8 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
 /**
- * The folder of this checkout's package.json. Support code runs from test/ under vitest and from
- * build/ for the demo, so paths to files that tsc does not copy start here.
+ * The folder of this package's package.json, where the files are that tsc does not copy. The code
+ * runs from dist/, from build/ for the demo, and from src/ in tests, so it is looked for upwards.
  */
 export function packageRoot(): string {
   let folder = import.meta.dirname;

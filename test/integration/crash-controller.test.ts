@@ -1,0 +1,175 @@
+import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
+import type { ControllerProcess } from '../support/controller-process.js';
+import { Barrier } from '../support/faults/barrier.js';
+import { terminateSessions } from '../support/faults/sessions.js';
+import { expectSettled, snapshotOf } from '../support/faults/settled.js';
+import {
+  otherName,
+  primaryAddress,
+  STEPS,
+  switchWithFault,
+} from '../support/faults/switch-with-fault.js';
+import { Harness } from '../support/harness.js';
+import { waitFor } from '../support/servers/index.js';
+import { keysOfGroup } from '../support/standin/schema.js';
+
+let h: Harness;
+
+beforeAll(async () => {
+  h = await Harness.start({ template: inject('template'), standbys: false });
+});
+afterAll(async () => h.stop());
+
+describe('row N: the controller gets SIGKILL', () => {
+  let active: ControllerProcess;
+
+  beforeAll(async () => {
+    active = await h.startController();
+  });
+  afterAll(async () => active.end('SIGKILL'));
+
+  it.each(STEPS)('row N: %s, and a second controller takes over', async (step) => {
+    const standby = await startStandby();
+    await switchWithFault(h, 1, step, async () => {
+      await active.end('SIGKILL');
+      active = standby;
+    });
+  });
+
+  it.each(STEPS)('row N: %s, and it is started again', async (step) => {
+    await switchWithFault(h, 2, step, async () => {
+      await active.end('SIGKILL');
+      active = h.spawnController();
+    });
+  });
+});
+
+describe('two controllers at once', () => {
+  let first: ControllerProcess;
+  let second: ControllerProcess;
+
+  beforeAll(async () => {
+    first = await h.startController();
+    second = await startStandby();
+  });
+  afterAll(async () => Promise.all([first.end('SIGKILL'), second.end('SIGKILL')]));
+
+  it('one is active, and does all the work', async () => {
+    await switchWithFault(h, 1, 'while holding', async () => {
+      await waitFor('both to be told apart', async () => {
+        return (await states()).join() === 'active,standby';
+      });
+    });
+    expect(worked(second)).toBe(false);
+  });
+
+  it('the active one loses its control session: there is one hold, and one active afterwards', async () => {
+    await switchWithFault(h, 1, 'while holding', async () => {
+      await terminateSessions(h.db, 'control');
+      await waitFor('one to be active', async () => {
+        return (await states()).filter((state) => state === 'active').length === 1;
+      });
+      expect(await h.holds()).toBeLessThanOrEqual(1);
+    });
+  });
+
+  it('the active one hangs: it stays active until its session is ended, then the other is', async () => {
+    const [hung, other] = await byState();
+    const since = await snapshotOf(h, 2);
+    const [key = 0] = await keysOfGroup(h.db, 2, 1);
+    const old = await primaryAddress(h, 2);
+    const next = { ...old, host: otherName(old.host) };
+    const demote = await h.request({ event: 'before_demote', groupid: 2, node: old });
+    expect(demote.status).toBe('holding');
+    hung.signal('SIGSTOP');
+    const after = await h.report({ event: 'after_promote', groupid: 2, node: next });
+    await terminateSessions(h.db, 'control');
+    await waitFor('the other to be active', () => Promise.resolve(leads(other)));
+    // The hung one's hold has the group still, so nobody else works on it: never two holds.
+    await waitFor('the other to find the group locked', async () => {
+      return (await h.task(after)).reason?.startsWith('another session works on its group');
+    });
+    expect(await h.holds()).toBe(1);
+    hung.signal('SIGCONT');
+    expect((await h.ended(after)).status).toBe('done');
+    expect(await primaryAddress(h, 2)).toEqual(next);
+    await expectSettled(h, since, key);
+  });
+
+  it('the hung one never wakes up: the server ends its hold, and the report is done', async () => {
+    const [hung, other] = await byState();
+    const since = await snapshotOf(h, 1);
+    const [key = 0] = await keysOfGroup(h.db, 1, 1);
+    const old = await primaryAddress(h, 1);
+    const next = { ...old, host: otherName(old.host) };
+    const demote = await h.request({
+      event: 'before_demote',
+      groupid: 1,
+      node: old,
+      timeout: '1s',
+    });
+    expect(demote.status).toBe('holding');
+    hung.signal('SIGSTOP');
+    const after = await h.report({ event: 'after_promote', groupid: 1, node: next });
+    await terminateSessions(h.db, 'control');
+    expect((await h.ended(after)).status).toBe('done');
+    expect(leads(other)).toBe(true);
+    await expectSettled(h, since, key);
+    await hung.end('SIGKILL');
+  });
+
+  /** The active one first. */
+  async function byState(): Promise<[ControllerProcess, ControllerProcess]> {
+    const { rows } = await h.db.query<{ pid: number }>(
+      "SELECT pid FROM mpp_status WHERE state = 'active'",
+    );
+    return rows[0]?.pid === first.pid ? [first, second] : [second, first];
+  }
+});
+
+describe('a controller that was stopped while a claim was on its way', () => {
+  it('finds its task taken over, and changes nothing', async () => {
+    const since = await snapshotOf(h, 1);
+    const [key = 0] = await keysOfGroup(h.db, 1, 1);
+    const old = await primaryAddress(h, 1);
+    const next = { ...old, host: otherName(old.host) };
+    const first = await h.startController();
+    const barrier = await Barrier.beforeClaim(h);
+    const after = await h.report({ event: 'after_promote', groupid: 1, node: next });
+    await barrier.reached();
+    first.signal('SIGSTOP');
+    await barrier.lift();
+    await waitFor('the claim to be made', async () => (await h.task(after)).status === 'claimed');
+    const second = h.spawnController();
+    await terminateSessions(h.db, 'control');
+    expect(await h.ended(after)).toMatchObject({ status: 'done', attempt: 2 });
+    first.signal('SIGCONT');
+    await first.logged('that it has lost the lead', ({ msg }) =>
+      msg.startsWith('the lead is lost'),
+    );
+    await expectSettled(h, since, key);
+    expect(await h.history(after)).toEqual(['pending', 'claimed', 'pending', 'claimed', 'done']);
+    await Promise.all([first.end(), second.end()]);
+  });
+});
+
+async function startStandby(): Promise<ControllerProcess> {
+  const standby = h.spawnController();
+  await standby.logged('that it stands by', ({ msg }) => msg.includes('stands by'));
+  return standby;
+}
+
+async function states(): Promise<string[]> {
+  const { rows } = await h.db.query<{ state: string }>(
+    "SELECT state FROM mpp_status WHERE state <> 'gone' ORDER BY state",
+  );
+  return rows.map(({ state }) => state);
+}
+
+function worked(controller: ControllerProcess): boolean {
+  return controller.log.some((line) => 'task' in line);
+}
+
+function leads(controller: ControllerProcess): boolean {
+  return controller.log.some(({ msg }) => msg.startsWith('active,'));
+}
