@@ -141,6 +141,8 @@ $$;
 -- The newest report wins. A report of a client supersedes the group's older pending ones; a suspect,
 -- or a task that the sync or the probe made, supersedes nothing of a client's. An after_promote is a
 -- fact, so only a newer fact supersedes it; the others run after it, and its retry becomes due now.
+-- A fact of the sync or the probe gives way at once to one of a client that is pending: it was seen
+-- before that one runs, and would undo it.
 CREATE FUNCTION mpp_supersedes(new_event text, new_source text, old_event text, old_source text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 RETURN ((new_source = 'client' AND new_event <> 'suspect') OR old_source <> 'client')
@@ -165,11 +167,25 @@ BEGIN
       AND t.id < NEW.id
       AND t.status = 'pending'
       AND t.not_before IS NOT NULL;
+
+    IF NEW.event = 'after_promote' AND NEW.source <> 'client' THEN
+        UPDATE mpp_tasks AS t
+        SET status = 'superseded',
+            reason = format('a client had reported task %s, which has yet to run', c.id)
+        FROM (
+            SELECT max(p.id) AS id
+            FROM mpp_tasks AS p
+            WHERE p.groupid = NEW.groupid AND p.id < NEW.id AND p.status = 'pending'
+              AND p.event = 'after_promote' AND p.source = 'client'
+        ) AS c
+        WHERE t.id = NEW.id AND c.id IS NOT NULL;
+    END IF;
     RETURN NULL;
 END
 $$;
 
--- The newest pending report that supersedes this task, NULL when there is none.
+-- The newest report that has come since and supersedes this task, NULL when there is none. One that
+-- has run already is none: the tasks of a lost hold go back to the queue together.
 CREATE FUNCTION mpp_superseded_by(task mpp_tasks) RETURNS bigint
 LANGUAGE sql STABLE
 SET search_path FROM CURRENT
@@ -180,6 +196,7 @@ AS $$
       AND n.groupid = task.groupid
       AND n.id > task.id
       AND n.status = 'pending'
+      AND n.attempt = 0
       AND mpp_supersedes(n.event, n.source, task.event, task.source)
 $$;
 

@@ -6,18 +6,23 @@ CREATE VIEW mpp_queue AS
 WITH open_tasks AS (
     SELECT t.*,
            max(t.id) FILTER (WHERE t.status = 'holding') OVER (PARTITION BY t.groupid) AS newest_holding,
-           min(t.id) FILTER (WHERE t.status = 'claimed') OVER (PARTITION BY t.groupid) AS claimed_task,
-           t.event <> 'after_promote'
-               AND coalesce(t.deadline, t.created_at + t.timeout) <= clock_timestamp() AS late
+           min(t.id) FILTER (WHERE t.status = 'claimed') OVER (PARTITION BY t.groupid) AS claimed_task
     FROM mpp_tasks AS t
     WHERE t.finished_at IS NULL
-), ready AS (
+), judged AS (
     SELECT o.*,
-           o.status = 'pending'
-               AND NOT o.late
-               AND (o.not_before IS NULL OR o.not_before <= clock_timestamp())
-               AND coalesce(o.newest_holding < o.id, true) AS due
+           o.event <> 'after_promote'
+               AND coalesce(o.deadline, o.created_at + o.timeout) <= clock_timestamp() AS late,
+           o.newest_holding IS NOT NULL
+               AND (o.newest_holding > o.id OR (o.event = 'after_promote' AND o.source <> 'client')) AS frozen
     FROM open_tasks AS o
+), ready AS (
+    SELECT j.*,
+           j.status = 'pending'
+               AND NOT j.late
+               AND NOT j.frozen
+               AND (j.not_before IS NULL OR j.not_before <= clock_timestamp()) AS due
+    FROM judged AS j
 ), ranked AS (
     SELECT r.*,
            min(r.id) FILTER (WHERE r.due) OVER (PARTITION BY r.groupid) AS first_due
@@ -32,7 +37,7 @@ SELECT row_number() OVER (
            WHEN status = 'holding' THEN format('the traffic of group %s waits, until %s at most', groupid, to_char(deadline, 'HH24:MI:SS'))
            WHEN status = 'claimed' THEN format('running since %s', to_char(claimed_at, 'HH24:MI:SS'))
            WHEN late THEN 'too late: it will be ended'
-           WHEN newest_holding > id THEN format('waits for the hold of its group, task %s, to end', newest_holding)
+           WHEN frozen THEN format('waits for the hold of its group, task %s, to end', newest_holding)
            WHEN claimed_task IS NOT NULL THEN format('waits for task %s of its group', claimed_task)
            WHEN first_due < id THEN format('waits for task %s of its group', first_due)
            WHEN not_before > clock_timestamp() THEN format('attempt %s is due at %s', attempt + 1, to_char(not_before, 'HH24:MI:SS'))

@@ -44,3 +44,11 @@ GRANT EXECUTE ON FUNCTION mpp_task_status, mpp_ignore_replication_slot, mpp_supe
     TO mpp_controller;
 
 SELECT set_config('search_path', current_setting('mpp.bookkeeping_path'), true);
+
+-- A controller asks here whether it knows this version of the contract.
+DO $do$
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO mpp_controller', current_schema());
+END
+$do$;
+GRANT SELECT ON migrations TO mpp_controller;

@@ -4,6 +4,8 @@ import { SERVER_GRACE_MS, type Bounds } from './group-session.js';
 
 /** When the group's lock is somebody else's: a controller that is going, or a sweep. */
 export const GROUP_BUSY_DELAY_MS = 100;
+/** When what was planned is no longer so. */
+export const PUT_BACK_DELAY_MS = 20;
 const VICTIM_DELAY_MS = 20;
 const RETRY_FIRST_MS = 100;
 const RETRY_MOST_MS = 30_000;

@@ -178,26 +178,38 @@ class ControllerProcess implements Controller {
 
   /** Heartbeats until the stop, or until the lead is lost for good. */
   async #serve(first: ControlSession, term: Term, version: string): Promise<void> {
-    let control: ControlSession | undefined = first;
-    while (control && !this.#stopping) {
-      await Promise.race([this.#pause(this.#settings.heartbeatMs), control.ended()]);
-      if (this.#abort.signal.aborted) break;
-      try {
-        await this.#markPresent(control, version, term.strategy);
-        await forgetGone(control.client);
-        await term.prune();
-      } catch (error) {
-        this.#logger.warn({ err: error }, 'the control session was lost');
-        term.suspend();
-        if (control !== first) await control.close();
-        control = await this.#regain();
-        if (control) {
+    let control = first;
+    try {
+      while (!this.#stopping) {
+        await Promise.race([this.#pause(this.#settings.heartbeatMs), control.ended()]);
+        if (this.#abort.signal.aborted) return;
+        try {
+          await this.#markPresent(control, version, term.strategy);
+        } catch (error) {
+          this.#logger.warn({ err: error }, 'the control session was lost');
+          term.suspend();
+          await control.close();
+          const regained = await this.#regain();
+          if (regained === undefined) return;
+          control = regained;
           await this.#markPresent(control, version, term.strategy);
           term.resume();
         }
+        await this.#tidy(control, term);
       }
+    } finally {
+      await control.close();
     }
-    if (control && control !== first) await control.close();
+  }
+
+  /** What is only for tidiness must not cost the lead. */
+  async #tidy(control: ControlSession, term: Term): Promise<void> {
+    try {
+      await forgetGone(control.client);
+      await term.prune();
+    } catch (error) {
+      this.#logger.warn({ err: error }, 'old rows could not be deleted; it is tried again');
+    }
   }
 
   /** The holds live on other sessions; they are kept if the lead can be had again at once. */

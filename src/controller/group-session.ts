@@ -14,6 +14,10 @@ export interface Bounds {
 
 /** What the server gives a hold beyond its deadline, so that the controller ends it first. */
 export const SERVER_GRACE_MS = 1_000;
+/** Beginning waits for nothing; see ROLLBACK_MS. */
+const BEGIN_MS = 10_000;
+/** A rollback has nothing to wait for; a server that does not answer it is gone. */
+const ROLLBACK_MS = 5_000;
 
 /**
  * A session with an open transaction that has the lock of one group. While it lives nobody else works
@@ -21,14 +25,25 @@ export const SERVER_GRACE_MS = 1_000;
  */
 export class GroupSession {
   readonly client: PoolClient;
-  readonly pid: number;
+  #pid = 0;
   #lost: Error | undefined;
   #released = false;
   #onLost: (() => void) | undefined;
+  readonly #lose = (error?: Error): void => {
+    if (this.#lost) return;
+    this.#lost = error ?? new Error('the session ended');
+    this.#onLost?.();
+  };
 
-  private constructor(client: PoolClient, pid: number) {
+  private constructor(client: PoolClient) {
     this.client = client;
-    this.pid = pid;
+    client.on('error', this.#lose);
+    client.on('end', this.#lose);
+  }
+
+  /** The server process. */
+  get pid(): number {
+    return this.#pid;
   }
 
   /**
@@ -41,11 +56,12 @@ export class GroupSession {
     groupid: number,
     bounds: Bounds,
   ): Promise<GroupSession | undefined> {
-    const client = await pool.connect();
-    let session: GroupSession | undefined;
+    const session = new GroupSession(await pool.connect());
+    // The server's own bounds are not set yet, and a network that swallows everything has none.
+    const watchdog = setTimeout(() => session.destroy(), BEGIN_MS);
     try {
-      await client.query('BEGIN ISOLATION LEVEL READ COMMITTED');
-      const { rows } = await client.query<{ locked: boolean; pid: number }>({
+      await session.client.query('BEGIN ISOLATION LEVEL READ COMMITTED');
+      const { rows } = await session.client.query<{ locked: boolean; pid: number }>({
         name: 'mpp-begin',
         text: BEGIN_GROUP,
         values: [
@@ -55,16 +71,15 @@ export class GroupSession {
           applicationName(`group ${groupid}`).slice(0, 63),
         ],
       });
-      const row = rows[0];
-      session = new GroupSession(client, row?.pid ?? 0);
-      session.#watch();
-      if (row?.locked === true) return session;
+      session.#pid = rows[0]?.pid ?? 0;
+      if (rows[0]?.locked === true) return session;
       await session.rollback();
       return undefined;
     } catch (error) {
-      if (session) session.destroy();
-      else client.release(true);
+      session.destroy();
       throw error;
+    } finally {
+      clearTimeout(watchdog);
     }
   }
 
@@ -84,14 +99,23 @@ export class GroupSession {
     this.#release();
   }
 
-  /** Ends the transaction without effect. Never throws: a session that cannot is closed. */
-  async rollback(): Promise<void> {
-    if (this.#released) return;
+  /**
+   * Ends the transaction without effect. Never throws: a session that cannot is closed.
+   *
+   * @returns false when the session was lost; nobody can tell then how its last statement ended.
+   */
+  async rollback(): Promise<boolean> {
+    if (this.#released) return false;
+    const watchdog = setTimeout(() => this.destroy(), ROLLBACK_MS);
     try {
       await this.client.query('ROLLBACK');
       this.#release();
+      return true;
     } catch {
       this.destroy();
+      return false;
+    } finally {
+      clearTimeout(watchdog);
     }
   }
 
@@ -107,17 +131,6 @@ export class GroupSession {
     this.client.removeListener('end', this.#lose);
     this.client.release(destroy || this.#lost !== undefined);
   }
-
-  #watch(): void {
-    this.client.on('error', this.#lose);
-    this.client.on('end', this.#lose);
-  }
-
-  readonly #lose = (error?: Error): void => {
-    if (this.#lost) return;
-    this.#lost = error ?? new Error('the session ended');
-    this.#onLost?.();
-  };
 }
 
 function boundValues({ idleMs, lockMs, statementMs }: Bounds): string[] {

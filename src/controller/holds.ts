@@ -55,7 +55,8 @@ export class Holds {
     if (Number.isFinite(entry.dueAt) && dueAt < entry.dueAt) return;
     clearTimeout(entry.timer);
     entry.dueAt = dueAt;
-    entry.timer = setTimeout(() => this.#onDue(hold), Math.max(0, ms));
+    // A timer may ring up to a millisecond early, and then the hold would not be due yet.
+    entry.timer = setTimeout(() => this.#onDue(hold), Math.ceil(Math.max(0, ms)) + 1);
   }
 
   /** Milliseconds until the deadline; negative once it has passed. */

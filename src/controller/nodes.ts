@@ -16,3 +16,8 @@ export function describeGroup(nodes: readonly Node[], groupid: number): Record<s
       nodeport: address.port,
     }));
 }
+
+/** Whether two readings of the same rows say the same. */
+export function sameNodes(one: readonly Node[], other: readonly Node[]): boolean {
+  return JSON.stringify(one) === JSON.stringify(other);
+}

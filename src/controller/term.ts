@@ -7,8 +7,9 @@ import { endTasks, pruneTasks, stillHolding } from '../tasks/finish.js';
 import type { Pause, Task } from '../tasks/task.js';
 import { Holds, type Hold } from './holds.js';
 import { persist } from './persist.js';
-import { Processor, type Outcome } from './processor.js';
+import { Processor } from './processor.js';
 import { Signal } from './signal.js';
+import type { Outcome } from './work.js';
 
 export interface TermOptions {
   readonly db: Pool;
@@ -105,18 +106,22 @@ export class Term {
 
   async #run(): Promise<void> {
     const { logger, pollMs } = this.#options;
-    let sweepNow = true;
+    let sweepAt = 0;
     while (!this.#stopping) {
       try {
         if (!this.#suspended) {
-          if (sweepNow) await this.#sweep();
+          // By the clock: wake-ups that never cease must not put it off.
+          if (this.#doubt || performance.now() >= sweepAt) {
+            await this.#sweep();
+            sweepAt = performance.now() + pollMs;
+          }
           await this.#claimAll();
           await this.#endReleased();
         }
-        sweepNow = (await this.#signal.wait(pollMs)) === 'timeout' || this.#doubt;
+        if ((await this.#signal.wait(pollMs)) === 'timeout') sweepAt = 0;
       } catch (error) {
         logger.warn({ err: error }, `the queue could not be read: ${errorText(error)}`);
-        sweepNow = true;
+        sweepAt = 0;
         await this.#signal.wait(pollMs);
       }
     }
@@ -128,6 +133,8 @@ export class Term {
       if (claimed === undefined) return;
       if (claimed.rebuildAt !== this.#rebuiltAt || this.#doubt)
         await this.#inspect(claimed.rebuildAt);
+      // The deadline of its group's hold may have passed while it was claimed.
+      await this.#busy.get(claimed.task.groupid);
       this.#occupy(claimed.task.groupid, () => this.#process(claimed.task));
     }
   }

@@ -1,4 +1,5 @@
 import type { ClientBase } from 'pg';
+import type { Queryable } from '../postgres/queryable.js';
 import type { Address, Pause, Task } from '../tasks/task.js';
 
 /** A row of the catalog that says where a node is; for Citus, a row of pg_dist_node. */
@@ -80,7 +81,7 @@ export interface AbstractMPPHandler {
   canHoldAnother(session: ClientBase): Promise<boolean>;
 
   /** The rows of the task's group, and any row at an address that the task names. */
-  readNodes(session: ClientBase, task: Task): Promise<Node[]>;
+  readNodes(db: Queryable, task: Task): Promise<Node[]>;
 
   /** Decides; pure. */
   plan(task: Task, nodes: readonly Node[], held: HeldNode | null): Transition;

@@ -80,10 +80,19 @@ export async function applyMigrations(
 /**
  * Checks that the SQL contract in `schema` is the one of this version of the code.
  *
- * @throws DatabaseStateError `SCHEMA_MISSING`, `SCHEMA_OLDER` or `SCHEMA_NEWER`.
+ * @throws DatabaseStateError `SCHEMA_MISSING`, `SCHEMA_OLDER` or `SCHEMA_NEWER`; `NO_PRIVILEGE` when
+ *   the role is not a member of mpp_controller.
  */
 export async function checkMigrated(client: pg.ClientBase, schema: string): Promise<void> {
-  const [applied, known] = [await appliedMigration(client, schema), await knownMigration()];
+  const applied = await appliedMigration(client, schema).catch((error: unknown) => {
+    if (sqlState(error) !== '42501') throw error;
+    throw new DatabaseStateError(
+      'NO_PRIVILEGE',
+      `this role may not read schema ${bookkeepingSchema(schema)}: make it a member of mpp_controller`,
+      { retryable: true },
+    );
+  });
+  const known = await knownMigration();
   if (applied > known) throw newerSchema(schema, applied, known);
   if (applied < known) {
     throw new DatabaseStateError(

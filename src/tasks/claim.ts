@@ -1,4 +1,4 @@
-import type { ClientBase, Pool } from 'pg';
+import type { Queryable } from '../postgres/queryable.js';
 import { GROUP_LOCK } from '../postgres/locks.js';
 import { parseAddress, type Pause, type Task, type TaskEvent } from './task.js';
 
@@ -43,10 +43,7 @@ export interface Claimed {
  * One statement, one commit: whoever dies after it leaves a row in `claimed` whose group nobody has
  * locked, which `sweep` finds.
  */
-export async function claimTask(
-  db: Pool | ClientBase,
-  scope: ClaimScope,
-): Promise<Claimed | undefined> {
+export async function claimTask(db: Queryable, scope: ClaimScope): Promise<Claimed | undefined> {
   const { rows } = await db.query<ClaimedRow>({
     name: 'mpp-claim',
     text: CLAIM,
@@ -80,7 +77,8 @@ function toTask(row: ClaimedRow): Task {
  *
  * - a retry that is not due yet holds nobody back. A report that comes makes it due at once, so it is
  *   tried once more before that report; a change that keeps failing must not block a switchover;
- * - what is older than a hold is frozen until the hold ends, or an old fact would commit it.
+ * - what is older than a hold is frozen until the hold ends, or an old fact would commit it; so is
+ *   an after_promote that no client has reported, such as the rest of an earlier change.
  *
  * A before_ task that is late is left to `sweep`, and holds nobody back either.
  *
@@ -105,7 +103,8 @@ const CLAIM = `
         WHERE e.finished_at IS NULL
           AND e.groupid = t.groupid
           AND (e.status = 'claimed'
-               OR (e.status = 'holding' AND e.id > t.id)
+               OR (e.status = 'holding'
+                   AND (e.id > t.id OR (t.event = 'after_promote' AND t.source <> 'client')))
                OR (e.status = 'pending' AND e.id < t.id
                    AND (e.not_before IS NULL OR e.not_before <= clock_timestamp())
                    AND (e.event = 'after_promote'
@@ -116,7 +115,7 @@ const CLAIM = `
                      WHERE h.finished_at IS NULL
                        AND h.groupid = e.groupid
                        AND h.status = 'holding'
-                       AND h.id > e.id))))
+                       AND (h.id > e.id OR (e.event = 'after_promote' AND e.source <> 'client'))))))
     ORDER BY t.groupid = ANY ($3::integer[]) DESC, t.groupid = 0 DESC, t.id
     LIMIT 1
     FOR UPDATE SKIP LOCKED
@@ -147,11 +146,12 @@ export interface Swept {
 
 /**
  * Ends tasks that are too late, and takes back those whose controller has died: a group with a
- * running task that is not ours and whose lock is free has nobody working on it.
+ * running task that is not ours and whose lock is free has nobody working on it. Also ends what the
+ * report after it could not see to supersede: a transaction of REPEATABLE READ has an old snapshot.
  *
  * @param ours groups that this controller works on or holds.
  */
-export async function sweep(db: Pool | ClientBase, ours: readonly number[]): Promise<Swept[]> {
+export async function sweep(db: Queryable, ours: readonly number[]): Promise<Swept[]> {
   const { rows } = await db.query<Swept>({
     name: 'mpp-sweep',
     text: SWEEP,
@@ -176,24 +176,15 @@ const SWEEP = `
   ), change AS (
     SELECT t.id, t.status AS was, t.attempt,
       CASE
-        WHEN t.event = 'after_promote' THEN 'pending'
-        WHEN t.deadline <= clock_timestamp() THEN 'rolled_back'
-        WHEN coalesce(t.deadline, t.created_at + t.timeout) <= clock_timestamp() THEN 'expired'
-        WHEN t.status <> 'pending' AND n.id IS NOT NULL THEN 'superseded'
+        WHEN t.event <> 'after_promote' AND t.deadline <= clock_timestamp() THEN 'rolled_back'
+        WHEN t.event <> 'after_promote'
+          AND coalesce(t.deadline, t.created_at + t.timeout) <= clock_timestamp() THEN 'expired'
+        WHEN newer.id IS NOT NULL THEN 'superseded'
         ELSE 'pending'
       END AS status,
-      n.id AS newer
+      newer.id AS newer
     FROM mpp_tasks AS t
-    LEFT JOIN LATERAL (
-      SELECT max(n.id) AS id
-      FROM mpp_tasks AS n
-      WHERE n.finished_at IS NULL
-        AND n.groupid = t.groupid
-        AND n.id > t.id
-        AND n.status = 'pending'
-        AND n.source = 'client'
-        AND n.event <> 'suspect'
-    ) AS n ON true
+    CROSS JOIN LATERAL mpp_superseded_by(t) AS newer (id)
     WHERE t.finished_at IS NULL
       AND (t.status = 'pending' OR t.groupid IN (SELECT groupid FROM free))
   )
@@ -202,7 +193,7 @@ const SWEEP = `
       reason = CASE change.status
         WHEN 'expired' THEN format('still pending when its timeout of %s had passed', t.timeout)
         WHEN 'rolled_back' THEN 'the hold was lost and its deadline passed before it could be taken again'
-        WHEN 'superseded' THEN format('superseded by task %s after its controller was lost', change.newer)
+        WHEN 'superseded' THEN format('superseded by task %s', change.newer)
         ELSE 'taken up again after its controller was lost'
       END
   FROM change

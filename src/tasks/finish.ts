@@ -1,8 +1,7 @@
-import type { ClientBase, Pool } from 'pg';
+import type { ClientBase } from 'pg';
+import type { Queryable } from '../postgres/queryable.js';
 import { REPORT_LOCK } from '../postgres/locks.js';
 import type { Task, TaskEnd } from './task.js';
-
-type Db = Pool | ClientBase;
 
 /** Names one attempt at one task: a controller that lost it to another changes nothing. */
 export interface Attempt {
@@ -25,7 +24,7 @@ export function attemptOf(controller: string, task: Task): Attempt {
  *   no longer ours (released, or taken over).
  */
 export async function markHolding(
-  db: Db,
+  db: Queryable,
   attempt: Attempt,
   nodeid: number,
   reason: string | null,
@@ -102,7 +101,7 @@ const COMPLETE = `
 
 /** Ends tasks without a change of pg_dist_node. Those that are no longer ours are left alone. */
 export async function endTasks(
-  db: Db,
+  db: Queryable,
   attempts: readonly Attempt[],
   end: { status: TaskEnd; nodeid?: number | null; reason: string | null },
 ): Promise<void> {
@@ -131,7 +130,7 @@ const END = `
 
 /** Gives tasks back to the queue: to be tried again after `delayMs`, or at once. */
 export async function requeueTasks(
-  db: Db,
+  db: Queryable,
   attempts: readonly Attempt[],
   reason: string,
   delayMs: number,
@@ -162,7 +161,10 @@ const REQUEUE = `
     AND t.status IN ('claimed', 'holding')`;
 
 /** Those of `attempts` whose task is still holding and ours; the others were released or taken. */
-export async function stillHolding(db: Db, attempts: readonly Attempt[]): Promise<Set<string>> {
+export async function stillHolding(
+  db: Queryable,
+  attempts: readonly Attempt[],
+): Promise<Set<string>> {
   const { rows } = await db.query<{ id: string }>({
     name: 'mpp-still-holding',
     text: STILL_HOLDING,
@@ -213,7 +215,11 @@ const FOLLOW_UP = `
  *
  * @returns how many tasks were deleted.
  */
-export async function pruneTasks(db: Db, retentionMs: number, limit = 1_000): Promise<number> {
+export async function pruneTasks(
+  db: Queryable,
+  retentionMs: number,
+  limit = 1_000,
+): Promise<number> {
   const { rowCount } = await db.query({
     name: 'mpp-prune',
     text: PRUNE,

@@ -2,16 +2,10 @@ import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import type { ControllerProcess } from '../support/controller-process.js';
 import { Barrier } from '../support/faults/barrier.js';
 import { terminateSessions } from '../support/faults/sessions.js';
-import { expectSettled, snapshotOf } from '../support/faults/settled.js';
-import {
-  otherName,
-  primaryAddress,
-  STEPS,
-  switchWithFault,
-} from '../support/faults/switch-with-fault.js';
+import { primaryAddress, subjectOf } from '../support/faults/subject.js';
+import { STEPS, switchWithFault } from '../support/faults/switch-with-fault.js';
 import { Harness } from '../support/harness.js';
 import { waitFor } from '../support/servers/index.js';
-import { keysOfGroup } from '../support/standin/schema.js';
 
 let h: Harness;
 
@@ -29,6 +23,7 @@ describe('row N: the controller gets SIGKILL', () => {
   afterAll(async () => active.end('SIGKILL'));
 
   it.each(STEPS)('row N: %s, and a second controller takes over', async (step) => {
+    await active.active();
     const standby = await startStandby();
     await switchWithFault(h, 1, step, async () => {
       await active.end('SIGKILL');
@@ -37,6 +32,7 @@ describe('row N: the controller gets SIGKILL', () => {
   });
 
   it.each(STEPS)('row N: %s, and it is started again', async (step) => {
+    await active.active();
     await switchWithFault(h, 2, step, async () => {
       await active.end('SIGKILL');
       active = h.spawnController();
@@ -75,11 +71,9 @@ describe('two controllers at once', () => {
 
   it('the active one hangs: it stays active until its session is ended, then the other is', async () => {
     const [hung, other] = await byState();
-    const since = await snapshotOf(h, 2);
-    const [key = 0] = await keysOfGroup(h.db, 2, 1);
-    const old = await primaryAddress(h, 2);
-    const next = { ...old, host: otherName(old.host) };
-    const demote = await h.request({ event: 'before_demote', groupid: 2, node: old });
+    const subject = await subjectOf(h, 2);
+    const { node, next } = subject;
+    const demote = await h.request({ event: 'before_demote', groupid: 2, node });
     expect(demote.status).toBe('holding');
     hung.signal('SIGSTOP');
     const after = await h.report({ event: 'after_promote', groupid: 2, node: next });
@@ -93,19 +87,17 @@ describe('two controllers at once', () => {
     hung.signal('SIGCONT');
     expect((await h.ended(after)).status).toBe('done');
     expect(await primaryAddress(h, 2)).toEqual(next);
-    await expectSettled(h, since, key);
+    await subject.settled();
   });
 
   it('the hung one never wakes up: the server ends its hold, and the report is done', async () => {
     const [hung, other] = await byState();
-    const since = await snapshotOf(h, 1);
-    const [key = 0] = await keysOfGroup(h.db, 1, 1);
-    const old = await primaryAddress(h, 1);
-    const next = { ...old, host: otherName(old.host) };
+    const subject = await subjectOf(h, 1);
+    const { node, next } = subject;
     const demote = await h.request({
       event: 'before_demote',
       groupid: 1,
-      node: old,
+      node,
       timeout: '1s',
     });
     expect(demote.status).toBe('holding');
@@ -114,7 +106,7 @@ describe('two controllers at once', () => {
     await terminateSessions(h.db, 'control');
     expect((await h.ended(after)).status).toBe('done');
     expect(leads(other)).toBe(true);
-    await expectSettled(h, since, key);
+    await subject.settled();
     await hung.end('SIGKILL');
   });
 
@@ -129,10 +121,8 @@ describe('two controllers at once', () => {
 
 describe('a controller that was stopped while a claim was on its way', () => {
   it('finds its task taken over, and changes nothing', async () => {
-    const since = await snapshotOf(h, 1);
-    const [key = 0] = await keysOfGroup(h.db, 1, 1);
-    const old = await primaryAddress(h, 1);
-    const next = { ...old, host: otherName(old.host) };
+    const subject = await subjectOf(h, 1);
+    const { next } = subject;
     const first = await h.startController();
     const barrier = await Barrier.beforeClaim(h);
     const after = await h.report({ event: 'after_promote', groupid: 1, node: next });
@@ -147,7 +137,7 @@ describe('a controller that was stopped while a claim was on its way', () => {
     await first.logged('that it has lost the lead', ({ msg }) =>
       msg.startsWith('the lead is lost'),
     );
-    await expectSettled(h, since, key);
+    await subject.settled();
     expect(await h.history(after)).toEqual(['pending', 'claimed', 'pending', 'claimed', 'done']);
     await Promise.all([first.end(), second.end()]);
   });

@@ -1,31 +1,28 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import type { ControllerProcess } from '../support/controller-process.js';
 import { Barrier } from '../support/faults/barrier.js';
-import { expectSettled, snapshotOf, type GroupSnapshot } from '../support/faults/settled.js';
-import { otherName, primaryAddress } from '../support/faults/switch-with-fault.js';
+import { subjectOf, type Subject } from '../support/faults/subject.js';
 import { Harness } from '../support/harness.js';
 import { waitFor } from '../support/servers/index.js';
-import { keysOfGroup } from '../support/standin/schema.js';
 import { startTraffic } from '../support/traffic/traffic.js';
 
 describe('row E: a hold ends at its deadline', () => {
   let h: Harness;
   let controller: ControllerProcess;
-  let key: number;
-  let since: GroupSnapshot;
-  let node: { host: string; port: number };
+  let subject: Subject;
 
   beforeAll(async () => {
     h = await Harness.start({ template: inject('template'), standbys: false });
-    [key = 0] = await keysOfGroup(h.db, 1, 1);
   });
   afterAll(async () => h.stop());
   beforeEach(async () => {
     controller = await h.startController();
-    since = await snapshotOf(h, 1);
-    node = await primaryAddress(h, 1);
+    subject = await subjectOf(h, 1);
   });
-  afterEach(async () => controller.end('SIGKILL'));
+  afterEach(async () => {
+    await Barrier.liftAll(h);
+    await controller.end('SIGKILL');
+  });
 
   it('row E: before_demote, then nothing: rolled back with an empty queue, and traffic goes on', async () => {
     const traffic = startTraffic({
@@ -34,7 +31,12 @@ describe('row E: a hold ends at its deadline', () => {
       thinkMs: 2,
     });
     await traffic.waitForProgress(20);
-    const task = await h.request({ event: 'before_demote', groupid: 1, node, timeout: '1s' });
+    const task = await h.request({
+      event: 'before_demote',
+      groupid: 1,
+      node: subject.node,
+      timeout: '1s',
+    });
     expect(task.status).toBe('holding');
     await waitFor('all writers to wait', () => Promise.resolve(traffic.blocked === 3));
     expect(await h.ended(task.id)).toMatchObject({
@@ -45,16 +47,20 @@ describe('row E: a hold ends at its deadline', () => {
     await traffic.waitForProgress(20);
     expect((await traffic.stop()).failures).toEqual([]);
     expect(await h.history(task.id)).toEqual(['pending', 'claimed', 'holding', 'rolled_back']);
-    await expectSettled(h, since, key);
+    await subject.settled();
   });
 
   it('row E: all tasks of the hold end with it, at the latest of their deadlines', async () => {
-    const next = { ...node, host: otherName(node.host) };
-    const demote = await h.request({ event: 'before_demote', groupid: 1, node, timeout: '300ms' });
+    const demote = await h.request({
+      event: 'before_demote',
+      groupid: 1,
+      node: subject.node,
+      timeout: '300ms',
+    });
     const promote = await h.request({
       event: 'before_promote',
       groupid: 1,
-      node: next,
+      node: subject.next,
       timeout: '1s',
     });
     expect(promote.status).toBe('holding');
@@ -62,24 +68,33 @@ describe('row E: a hold ends at its deadline', () => {
     expect((await h.ended(demote.id)).status).toBe('rolled_back');
     expect(await lateness(demote.id)).toBeGreaterThan(500);
     expect(await lateness(promote.id)).toBeLessThan(700);
-    await expectSettled(h, since, key);
+    await subject.settled();
   });
 
   it('row E: an after_promote that runs at the deadline is carried out', async () => {
-    const next = { ...node, host: otherName(node.host) };
-    const demote = await h.request({ event: 'before_demote', groupid: 1, node, timeout: '400ms' });
+    const demote = await h.request({
+      event: 'before_demote',
+      groupid: 1,
+      node: subject.node,
+      timeout: '400ms',
+    });
     const barrier = await Barrier.beforeCommit(h, demote.id);
-    const after = await h.report({ event: 'after_promote', groupid: 1, node: next });
+    const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
     await barrier.reached();
     await waitFor('the deadline to pass', async () => (await lateness(demote.id)) > 0);
     await barrier.lift();
     expect((await h.ended(after)).status).toBe('done');
     expect((await h.task(demote.id)).status).toBe('done');
-    await expectSettled(h, since, key);
+    await subject.settled();
   });
 
   it('row E: the controller hangs: the server ends the hold, the task is rolled back when it looks', async () => {
-    const task = await h.request({ event: 'before_demote', groupid: 1, node, timeout: '500ms' });
+    const task = await h.request({
+      event: 'before_demote',
+      groupid: 1,
+      node: subject.node,
+      timeout: '500ms',
+    });
     controller.signal('SIGSTOP');
     await waitFor('the server to end the hold', async () => (await h.holds()) === 0);
     // The controller, were it well, comes first; the server is a second behind.
@@ -88,15 +103,15 @@ describe('row E: a hold ends at its deadline', () => {
     expect((await h.task(task.id)).status).toBe('holding');
     controller.signal('SIGCONT');
     expect((await h.ended(task.id)).status).toBe('rolled_back');
-    await expectSettled(h, since, key);
+    await subject.settled();
   });
 
   it('row E: the controller hangs while the hold waits for locks: the server ends that, too', async () => {
-    const barrier = await Barrier.beforeHold(h, key);
+    const barrier = await Barrier.beforeHold(h, subject.key);
     const task = await h.report({
       event: 'before_demote',
       groupid: 1,
-      node,
+      node: subject.node,
       timeout: '1s',
       cooldown: '30s',
     });
@@ -111,21 +126,31 @@ describe('row E: a hold ends at its deadline', () => {
     controller.signal('SIGCONT');
     expect(['failed', 'expired']).toContain((await h.ended(task)).status);
     await barrier.lift();
-    await expectSettled(h, since, key);
+    await subject.settled();
   });
 
   it('row E: the controller never comes back: the next one writes it down', async () => {
-    const task = await h.request({ event: 'before_demote', groupid: 1, node, timeout: '500ms' });
+    const task = await h.request({
+      event: 'before_demote',
+      groupid: 1,
+      node: subject.node,
+      timeout: '500ms',
+    });
     await controller.end('SIGKILL');
     await waitFor('the deadline to pass', async () => (await lateness(task.id)) > 0);
     controller = await h.startController();
     expect(await h.ended(task.id)).toMatchObject({ status: 'rolled_back' });
-    await expectSettled(h, since, key);
+    await subject.settled();
   });
 
   it('row E: a report that nobody took in time never runs late', async () => {
     await controller.end('SIGTERM');
-    const task = await h.report({ event: 'before_demote', groupid: 1, node, timeout: '100ms' });
+    const task = await h.report({
+      event: 'before_demote',
+      groupid: 1,
+      node: subject.node,
+      timeout: '100ms',
+    });
     await waitFor('its timeout to pass', async () => (await age(task)) > 100);
     controller = await h.startController();
     expect(await h.ended(task)).toMatchObject({ status: 'expired' });
@@ -133,16 +158,21 @@ describe('row E: a hold ends at its deadline', () => {
   });
 
   it('row E: notifications that never cease do not keep a report from expiring', async () => {
-    const blocker = await Barrier.beforeHold(h, key);
+    const blocker = await Barrier.beforeHold(h, subject.key);
     const first = await h.report({
       event: 'before_demote',
       groupid: 1,
-      node,
+      node: subject.node,
       timeout: '10s',
       cooldown: '30s',
     });
     await blocker.reached();
-    const late = await h.report({ event: 'suspect', groupid: 1, node, timeout: '300ms' });
+    const late = await h.report({
+      event: 'suspect',
+      groupid: 1,
+      node: subject.node,
+      timeout: '300ms',
+    });
     const noise = setInterval(() => void h.db.query("NOTIFY mpp_tasks, 'x'"), 20);
     try {
       expect((await h.ended(late)).status).toBe('expired');
@@ -152,7 +182,7 @@ describe('row E: a hold ends at its deadline', () => {
     }
     expect((await h.acknowledged(first)).status).toBe('holding');
     await h.db.query('SELECT mpp_release(1)');
-    await expectSettled(h, since, key);
+    await subject.settled();
   });
 
   /** Milliseconds from the deadline of a task to its end, or to now. */

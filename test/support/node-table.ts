@@ -34,10 +34,11 @@ export class NodeTable {
   apply(step: Step): void {
     switch (step.op) {
       case 'update':
-        return this.#update(
+        this.#update(
           this.#own((row) => row.nodeid === step.nodeid, step),
           step.to,
         );
+        return;
       case 'remove': {
         const gone = this.#own((row) => sameAddress(row.address, step.node), step);
         if (gone.role === 'primary') throw new Error('a primary is removed');

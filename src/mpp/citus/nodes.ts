@@ -1,14 +1,15 @@
 import type { ClientBase } from 'pg';
-import { formatAddress, type Address, type Task } from '../../tasks/task.js';
+import type { Queryable } from '../../postgres/queryable.js';
+import type { Address, Task } from '../../tasks/task.js';
 import type { Node, Step } from '../abstract.js';
 
 /**
  * The rows of the task's group, and any row at an address that the task names or that a row of the
  * group would be parked at.
  */
-export async function readNodes(session: ClientBase, task: Task): Promise<Node[]> {
+export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
   const named = [task.address, ...(task.secondaries ?? [])];
-  const { rows } = await session.query<{
+  const { rows } = await db.query<{
     nodeid: number;
     groupid: number;
     nodename: string;
@@ -41,11 +42,6 @@ const READ_NODES = `
        FROM pg_catalog.pg_dist_node AS g
        WHERE g.groupid = $1)
   ORDER BY n.nodeid`;
-
-/** A node as the log shows it. */
-export function describeNode(node: Node): Record<string, unknown> {
-  return { nodeid: node.nodeid, role: node.role, address: formatAddress(node.address) };
-}
 
 /**
  * Changes one row of pg_dist_node.

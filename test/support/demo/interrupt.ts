@@ -13,6 +13,8 @@ export class Interrupted extends Error {
 
 const SIGNALS: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 const LAUNCHER_CHECK_MS = 500;
+/** A terminal's Ctrl-C comes twice under npm: from the terminal, and passed on. */
+const ECHO_MS = 1_000;
 
 /**
  * Listens for the request to end: a signal, an output that nobody reads any more, or the end of the
@@ -21,6 +23,7 @@ const LAUNCHER_CHECK_MS = 500;
 export class Interrupt {
   readonly #ended = new AbortController();
   readonly #launcher = process.ppid;
+  #raisedAt: number | undefined;
   #check: NodeJS.Timeout | undefined;
   #started = false;
 
@@ -62,14 +65,17 @@ export class Interrupt {
   }
 
   readonly #onSignal = (name: NodeJS.Signals): void => {
+    if (this.#raisedAt === undefined) this.#raise(name);
     // Somebody is impatient. The reaper does what is left to do.
-    if (this.#ended.signal.aborted) process.exit(128 + constants.signals[name]);
-    this.#raise(name);
+    else if (performance.now() - this.#raisedAt > ECHO_MS)
+      process.exit(128 + constants.signals[name]);
   };
 
   readonly #onOutputLost = (): void => this.#raise('SIGHUP');
 
   #raise(name: NodeJS.Signals): void {
-    if (!this.#ended.signal.aborted) this.#ended.abort(new Interrupted(name));
+    if (this.#raisedAt !== undefined) return;
+    this.#raisedAt = performance.now();
+    this.#ended.abort(new Interrupted(name));
   }
 }

@@ -80,6 +80,7 @@ async function prepare(stage: Stage, narrator: Narrator, check: () => void): Pro
   await stage.registerNodes();
   const { binaries } = stage.cluster.testBed;
   narrator.paragraph(`\n${serversText(binaries, await stage.citusVersion())}`);
+  narrator.step(`data and logs of the servers: ${stage.folder}`);
   narrator.step(`group 0: coordinator ${stage.coordinator.address}`);
   for (const { groupid, primary, standby } of stage.cluster.workers) {
     narrator.step(`group ${groupid}: primary ${primary.address}, standby ${standby.address}`);

@@ -1,3 +1,4 @@
+import { dirname } from 'node:path';
 import { runCli } from '../cli.js';
 import { ControllerProcess } from '../controller-process.js';
 import { startCluster, type Cluster } from '../servers/index.js';
@@ -39,6 +40,11 @@ export class Stage {
 
   get coordinator(): Server {
     return this.cluster.coordinator;
+  }
+
+  /** Where the data and the log of each server are. */
+  get folder(): string {
+    return dirname(dirname(this.coordinator.data));
   }
 
   get url(): string {

@@ -14,6 +14,11 @@ export class Barrier {
     this.#pid = pid;
   }
 
+  /** Lifts what a failed test has left, so that it does not fail the next one. */
+  static async liftAll(harness: Harness): Promise<void> {
+    await harness.db.query(LIFT_ALL);
+  }
+
   /** Begins a transaction and runs the statement that is to be in the way. */
   static async raise(
     harness: Harness,
@@ -37,9 +42,14 @@ export class Barrier {
     return Barrier.raise(harness, 'LOCK TABLE pg_catalog.pg_dist_node IN ACCESS EXCLUSIVE MODE');
   }
 
-  /** In the way of a hold: a client in the middle of a transaction that wrote to the group. */
+  /** In the way of a hold: a client in the middle of a transaction that wrote to the group of `key`. */
   static async beforeHold(harness: Harness, key: number): Promise<Barrier> {
-    return Barrier.raise(harness, 'INSERT INTO items VALUES ($1, 0)', [key]);
+    return Barrier.raise(harness, 'INSERT INTO notes VALUES ($1, 0)', [key]);
+  }
+
+  /** In the way of citus_update_node. Its cooldown must be long, or it ends this session. */
+  static async beforeUpdate(harness: Harness): Promise<Barrier> {
+    return Barrier.raise(harness, 'LOCK TABLE pg_catalog.pg_dist_node IN ROW SHARE MODE');
   }
 
   /** In the way of a commit: pg_dist_node is written, a task of the change cannot be ended. */
@@ -66,6 +76,11 @@ export class Barrier {
     await this.#session.end().catch(() => undefined);
   }
 }
+
+const LIFT_ALL = `
+  SELECT pg_terminate_backend(pid, 5000)
+  FROM pg_stat_activity
+  WHERE application_name = 'mpp-controller barrier'`;
 
 /** Sessions of queue and groups; that of the heartbeat may wait here, too, and does not count. */
 const STOPPED = `

@@ -1,8 +1,7 @@
 import { expect } from 'vitest';
-import type { Harness, TaskRow } from '../harness.js';
-import { keysOfGroup } from '../standin/schema.js';
+import type { Harness, ReportInput } from '../harness.js';
 import { Barrier } from './barrier.js';
-import { expectSettled, snapshotOf } from './settled.js';
+import { primaryAddress, subjectOf } from './subject.js';
 
 /** Where a switchover can be struck, in order. */
 export const STEPS = [
@@ -17,24 +16,6 @@ export const STEPS = [
 
 export type Step = (typeof STEPS)[number];
 
-/** The other name of the same loopback address: a row can move there while its server stays. */
-export function otherName(host: string): string {
-  return host === 'localhost' ? '127.0.0.1' : 'localhost';
-}
-
-/** The present primary of a group, as pg_dist_node has it. */
-export async function primaryAddress(
-  h: Harness,
-  groupid: number,
-): Promise<{ host: string; port: number }> {
-  const { rows } = await h.db.query<{ host: string; port: number }>(
-    "SELECT nodename AS host, nodeport AS port FROM pg_dist_node WHERE groupid = $1 AND noderole = 'primary'",
-    [groupid],
-  );
-  if (rows[0] === undefined) throw new Error(`group ${groupid} has no primary`);
-  return rows[0];
-}
-
 /**
  * Takes a group through before_demote, before_promote and after_promote to the other name of its
  * server, with a fault at one step, and expects the right end all the same: the row moved, every
@@ -48,18 +29,13 @@ export async function switchWithFault(
   step: Step,
   strike: () => Promise<unknown>,
 ): Promise<void> {
-  const since = await snapshotOf(h, groupid);
-  const [key = 0] = await keysOfGroup(h.db, groupid, 1);
-  const old = await primaryAddress(h, groupid);
-  const next = { ...old, host: otherName(old.host) };
-  const report = async (event: TaskRow['event'], node: typeof old): Promise<string> =>
-    h.report({
-      event: event as 'before_demote',
-      groupid,
-      node,
-      timeout: '20s',
-      cooldown: '10s',
-    });
+  const subject = await subjectOf(h, groupid);
+  const { key, node, next } = subject;
+  const report = async (
+    event: ReportInput['event'],
+    address: ReportInput['node'],
+  ): Promise<string> =>
+    h.report({ event, groupid, node: address, timeout: '20s', cooldown: '10s' });
   const struck = async (barrier: Barrier | undefined, id: Promise<string>): Promise<string> => {
     await id;
     if (barrier === undefined) return id;
@@ -72,7 +48,7 @@ export async function switchWithFault(
     return id;
   };
 
-  const demote = await struck(await demoteBarrier(h, step, key), report('before_demote', old));
+  const demote = await struck(await demoteBarrier(h, step, key), report('before_demote', node));
   expect(await h.acknowledged(demote)).toMatchObject({ status: 'holding' });
   if (step === 'while holding') await strike();
 
@@ -87,7 +63,7 @@ export async function switchWithFault(
   if (step === 'right after the commit') await strike();
 
   expect(await primaryAddress(h, groupid)).toEqual(next);
-  await expectSettled(h, since, key);
+  await subject.settled();
   expect((await h.task(after)).status).toBe('done');
 }
 

@@ -1,0 +1,92 @@
+import type { Transition } from '../mpp/abstract.js';
+import {
+  addFollowUp,
+  attemptOf,
+  completeTasks,
+  recordChange,
+  requeueTasks,
+} from '../tasks/finish.js';
+import { formatAddress } from '../tasks/task.js';
+import { describeGroup, primaryOf } from './nodes.js';
+import {
+  putBack,
+  ROWS_CHANGED,
+  rowsUnchanged,
+  type Outcome,
+  type Work,
+  type Workplace,
+} from './work.js';
+
+type ChangeTransition = Extract<Transition, { kind: 'change' }>;
+
+/** Changes pg_dist_node, ends the task and those of the hold, and commits all of it together. */
+export async function commitChange(
+  place: Workplace,
+  work: Work,
+  transition: ChangeTransition,
+): Promise<Outcome> {
+  const { task, session, hold, log } = work;
+  const { steps } = transition;
+  if (steps.length === 0) await place.handler().resume(session.client);
+  else if (!(await runSteps(place, work, transition))) return putBack(place, work, ROWS_CHANGED);
+
+  if (!(await record(place, work, transition))) {
+    // A task of the hold is no longer ours: the hold was released. The report itself is a fact.
+    if (hold) place.holds.remove(hold);
+    log.warn('the hold was released while the task ran; it is taken again without it');
+    return putBack(place, work, 'its hold was released meanwhile');
+  }
+  await session.commit();
+  if (hold) place.holds.remove(hold);
+  log.info(
+    { primary: formatAddress(task.address), steps, heldBy: hold?.attempts.length },
+    steps.length > 0 ? 'pg_dist_node changed' : 'hold ended without a change',
+  );
+  return transition.followUp ? { again: 0 } : {};
+}
+
+/** @returns false when somebody has changed the rows that the steps were planned from. */
+async function runSteps(
+  place: Workplace,
+  work: Work,
+  { steps }: ChangeTransition,
+): Promise<boolean> {
+  const { client } = work.session;
+  for (const [index, step] of steps.entries()) {
+    await place.handler().apply(client, step, work.task.cooldownMs);
+    // The first step has locked the rows; a single one needs no others to be as they were.
+    const others = index === 0 && steps.length > 1 && !work.hold;
+    if (others && !(await rowsUnchanged(place, work))) return false;
+  }
+  return true;
+}
+
+/**
+ * Writes down what the transaction has done, in it.
+ *
+ * @returns false when one of the tasks is no longer ours.
+ */
+async function record(
+  place: Workplace,
+  work: Work,
+  { steps, followUp, nodeid }: ChangeTransition,
+): Promise<boolean> {
+  const { task, hold, nodes } = work;
+  const { client } = work.session;
+  const changed = steps.length > 0;
+  const after = await place.handler().readNodes(client, task);
+  if (changed) {
+    const before = describeGroup(hold?.before ?? nodes, task.groupid);
+    await recordChange(client, { before, after: describeGroup(after, task.groupid) });
+  }
+  const attempt = attemptOf(place.controller, task);
+  // While somebody has an uncommitted report for the group, the rest stays with this task.
+  const wholly = !followUp || (await addFollowUp(client, task));
+  if (!wholly) {
+    await requeueTasks(client, [attempt], 'the primary has moved; its secondaries follow', 0);
+  }
+  return completeTasks(client, [...(hold?.attempts ?? []), ...(wholly ? [attempt] : [])], {
+    nodeid: nodeid ?? primaryOf(after, task.groupid)?.nodeid ?? null,
+    reason: changed ? null : 'the primary is the same; its traffic goes on',
+  });
+}

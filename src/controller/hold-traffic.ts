@@ -1,0 +1,89 @@
+import type { Node, Transition } from '../mpp/abstract.js';
+import { attemptOf, markHolding } from '../tasks/finish.js';
+import { formatAddress } from '../tasks/task.js';
+import type { Hold } from './holds.js';
+import { persist } from './persist.js';
+import {
+  putBack,
+  ROWS_CHANGED,
+  rowsUnchanged,
+  type Outcome,
+  type Work,
+  type Workplace,
+} from './work.js';
+
+type HoldTransition = Extract<Transition, { kind: 'hold' }>;
+
+/** Makes the group's traffic wait, or finds it waiting, and acknowledges the task. */
+export async function holdTraffic(
+  place: Workplace,
+  work: Work,
+  transition: HoldTransition,
+): Promise<Outcome> {
+  const { holds, db, controller } = place;
+  const { task, session } = work;
+  const hold = work.hold ?? newHold(place, work, transition.node);
+  let reason: string | null = null;
+  if (!work.hold) {
+    reason = await pause(place, work, hold, transition.node);
+    if (!(await rowsUnchanged(place, work))) return putBack(place, work, ROWS_CHANGED);
+    holds.add(hold);
+    session.onLost(() => place.onHoldLost(hold));
+  }
+  if (transition.target) await retarget(place, work, hold, transition.target);
+
+  const attempt = attemptOf(controller, task);
+  const { nodeid } = transition.node;
+  const remaining = await persist(() => markHolding(db, attempt, nodeid, reason));
+  if (remaining === undefined) {
+    // Released by an operator, or taken over, while we waited for the locks.
+    if (!work.hold && holds.remove(hold)) await session.rollback();
+    return {};
+  }
+  hold.attempts.push(attempt);
+  holds.extend(hold, remaining);
+  const { original, target } = hold.node;
+  work.log.info(
+    {
+      node: formatAddress(original),
+      target: target && formatAddress(target),
+      remainingMs: Math.round(remaining),
+    },
+    work.hold ? 'hold goes on' : 'hold opened',
+  );
+  return {};
+}
+
+function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): Hold {
+  return {
+    session,
+    groupid: task.groupid,
+    pause: task.pause ?? place.pause,
+    before: nodes,
+    node: { nodeid: node.nodeid, original: node.address, target: null },
+    attempts: [],
+  };
+}
+
+/** @returns a sentence when less waits than was asked for. */
+async function pause(
+  place: Workplace,
+  { task, session, nodes }: Work,
+  hold: Hold,
+  node: Node,
+): Promise<string | null> {
+  const { client } = session;
+  const paused = await place.handler().pause(client, node, nodes, hold.pause, task.cooldownMs);
+  return paused.reason;
+}
+
+async function retarget(
+  place: Workplace,
+  { task, session, nodes }: Work,
+  hold: Hold,
+  target: Hold['node']['original'],
+): Promise<void> {
+  hold.node = { ...hold.node, target };
+  if (hold.pause === 'none') return;
+  await place.handler().retarget(session.client, hold.node, nodes, target, task.cooldownMs);
+}

@@ -1,0 +1,77 @@
+import type { Pool } from 'pg';
+import type { AbstractMPPHandler, Node } from '../mpp/abstract.js';
+import type { Logger } from '../observe/logger.js';
+import { attemptOf, requeueTasks } from '../tasks/finish.js';
+import type { Pause, Task } from '../tasks/task.js';
+import { PUT_BACK_DELAY_MS } from './bounds.js';
+import type { GroupSession } from './group-session.js';
+import type { Hold, Holds } from './holds.js';
+import { sameNodes } from './nodes.js';
+import { persist } from './persist.js';
+
+/** What all tasks of a term have in common. */
+export interface Workplace {
+  /** For statements outside a group's transaction: acknowledgements and ends. */
+  readonly db: Pool;
+  /** For the groups' transactions. */
+  readonly sessions: Pool;
+  readonly holds: Holds;
+  readonly handler: () => AbstractMPPHandler;
+  /** Id of this controller. */
+  readonly controller: string;
+  /** What a hold makes wait if its task does not say. */
+  readonly pause: Pause;
+  readonly logger: Logger;
+  /** Called when a hold's session broke. */
+  readonly onHoldLost: (hold: Hold) => void;
+  /** Set once the controller is to stop: what is interrupted then is not a failure. */
+  readonly stopping: () => 'record' | 'abandon' | undefined;
+}
+
+/** One task that runs. */
+export interface Work {
+  readonly task: Task;
+  /** The group's session: that of its hold, or one that was begun for this task. */
+  readonly session: GroupSession;
+  /** The hold that was there when the task began. */
+  readonly hold: Hold | undefined;
+  /** The group's rows, as the session sees them. */
+  readonly nodes: readonly Node[];
+  readonly log: Logger;
+}
+
+/** How a task's run ended. */
+export interface Outcome {
+  /** After how many milliseconds the queue should be looked at because of it. */
+  readonly again?: number;
+  /** True after an error: what we know of the server is read anew. */
+  readonly doubt?: boolean;
+}
+
+/**
+ * Whether the committed rows are still those that the decision was made on. Asked once our locks keep
+ * them as they are: somebody may have changed them while we waited for the locks.
+ */
+export async function rowsUnchanged(place: Workplace, { task, nodes }: Work): Promise<boolean> {
+  const committed = await persist(() => place.handler().readNodes(place.db, task));
+  return sameNodes(committed, nodes);
+}
+
+/** Gives up what was done for a task, and takes it from the start again. */
+export async function putBack(place: Workplace, work: Work, reason: string): Promise<Outcome> {
+  await work.session.rollback();
+  await requeue(place, work.task, reason, PUT_BACK_DELAY_MS);
+  return { again: PUT_BACK_DELAY_MS };
+}
+
+export const ROWS_CHANGED = 'somebody changed pg_dist_node meanwhile; it is read again';
+
+/** Gives a task back to the queue, to be tried again after `delayMs`. */
+export async function requeue(
+  { db, controller }: Workplace,
+  task: Task,
+  reason: string,
+  delayMs: number,
+): Promise<void> {
+  await persist(() => requeueTasks(db, [attemptOf(controller, task)], reason, delayMs));
+}
