@@ -2,19 +2,18 @@ import { formatTable } from '../src/commands/table.js';
 import { errorText } from '../src/postgres/session.js';
 import { runCli } from '../test/support/cli.js';
 import { ControllerProcess } from '../test/support/controller-process.js';
-import { startCluster, type Cluster } from '../test/support/servers/index.js';
+import { startCluster, type Cluster, type Server } from '../test/support/servers/index.js';
 import { prepareCluster } from '../test/support/standin/prepare.js';
-import {
-  BARE_SCHEMA,
-  bareScript,
-  throughController,
-  type Strategy,
-  type Target,
-} from './contestants.js';
+import { BareProcess } from './bare-process.js';
+import { BARE_CONTRACT, BARE_SCHEMA, type Strategy } from './bare-script.js';
+import { CONTROLLER_CONTRACT, Reporter, type Target } from './reporter.js';
 
 const WARM_UP_ROUNDS = 50;
 const ROUNDS = 300;
 const STRATEGIES: readonly Strategy[] = ['pause-node', 'demoted-row'];
+
+/** What a controller has without any setting; the test support would change some. */
+const DEFAULT_SETTINGS = { MPP_POLL: '1s', MPP_HEARTBEAT: '10s', MPP_LOG_LEVEL: 'info' };
 
 /** How long rounds took, in milliseconds. */
 interface Samples {
@@ -64,29 +63,30 @@ async function heading({ coordinator, testBed, hasCitus }: Cluster): Promise<str
 
 async function measure(cluster: Cluster, strategy: Strategy): Promise<Samples> {
   const { coordinator, testBed } = cluster;
-  const controllerProcess = ControllerProcess.start({
+  const { reaper } = testBed;
+  const target = await targetOf(cluster, 1);
+  const controller = ControllerProcess.start({
     coordinator,
-    reaper: testBed.reaper,
-    env: {
-      MPP_STRATEGY: strategy,
-      MPP_LOG_LEVEL: 'info',
-      MPP_POLL: '1s',
-      MPP_HEARTBEAT: '10s',
-    },
+    reaper,
+    env: { ...DEFAULT_SETTINGS, MPP_STRATEGY: strategy },
   });
   try {
-    await controllerProcess.active();
-    return await alternate(cluster, strategy);
+    await controller.active();
+    const { connection } = coordinator;
+    const bare = await BareProcess.start({ connection, strategy, target }, reaper);
+    try {
+      return await alternate(coordinator, target);
+    } finally {
+      await bare.stop();
+    }
   } finally {
-    await controllerProcess.end('SIGTERM');
+    await controller.end('SIGTERM');
   }
 }
 
-async function alternate(cluster: Cluster, strategy: Strategy): Promise<Samples> {
-  const { coordinator } = cluster;
-  const target = await targetOf(cluster, 1);
-  const controller = await throughController(coordinator, target);
-  const bare = await bareScript(coordinator, target, strategy);
+async function alternate(coordinator: Server, target: Target): Promise<Samples> {
+  const controller = await Reporter.start(coordinator, CONTROLLER_CONTRACT, target);
+  const bare = await Reporter.start(coordinator, BARE_CONTRACT, target);
   const samples: Samples = { controller: [], bare: [] };
   for (let round = 0; round < WARM_UP_ROUNDS + ROUNDS; round += 1) {
     const [viaController, viaScript] = [await controller.round(), await bare.round()];
@@ -94,6 +94,7 @@ async function alternate(cluster: Cluster, strategy: Strategy): Promise<Samples>
     samples.controller.push(viaController);
     samples.bare.push(viaScript);
   }
+  await Promise.all([controller.stop(), bare.stop()]);
   return samples;
 }
 

@@ -9,8 +9,13 @@ BEGIN
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', role_name);
-            EXCEPTION WHEN duplicate_object OR unique_violation THEN
-                NULL; -- another database's migration was faster
+            EXCEPTION
+                WHEN duplicate_object OR unique_violation THEN
+                    NULL; -- another database's migration was faster
+                WHEN insufficient_privilege THEN
+                    RAISE EXCEPTION 'there is no role %, and % may not make it; migrate as a role with CREATEROLE, or let one run CREATE ROLE % first',
+                        role_name, current_user, role_name
+                        USING ERRCODE = 'insufficient_privilege';
             END;
         END IF;
     END LOOP;

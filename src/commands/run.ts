@@ -3,6 +3,7 @@ import { Command } from 'commander';
 import { unknownVariables } from '../config.js';
 import { createController } from '../controller/controller.js';
 import { createLogger } from '../observe/logger.js';
+import { EXIT } from './exit.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [
@@ -15,6 +16,9 @@ const USES = [
   'retentionMs',
   'logLevel',
 ] as const;
+
+/** How long a stop may take, in milliseconds: a server that swallows everything would hold it up. */
+const STOP_MS = 15_000;
 
 export function runCommand(io: Io): Command {
   const command = new Command('run')
@@ -37,6 +41,10 @@ export function runCommand(io: Io): Command {
       logger.info({ signal }, 'stopping; a second signal ends at once');
       // What goes wrong in it rejects `finished`.
       controller.stop().catch(() => undefined);
+      setTimeout(() => {
+        logger.error('PostgreSQL does not answer; ended without writing down what was rolled back');
+        process.exit(EXIT.failure);
+      }, STOP_MS).unref();
     };
     process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
     try {

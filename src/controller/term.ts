@@ -2,7 +2,7 @@ import type { Pool } from 'pg';
 import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import { errorText } from '../postgres/session.js';
-import { claimTask, sweep, type Claimed } from '../tasks/claim.js';
+import { claimTask, othersWait, sweep, type Claimed } from '../tasks/claim.js';
 import { endTasks, pruneTasks, stillHolding } from '../tasks/finish.js';
 import type { Pause, Task } from '../tasks/task.js';
 import { Holds, type Hold } from './holds.js';
@@ -153,9 +153,10 @@ export class Term {
 
   /** Whether a task of a further group may be taken beside those that are held or running. */
   async #mayOpen(): Promise<boolean> {
-    const active = this.#active().length;
-    if (active === 0) return true;
-    if (active >= this.#options.maxHolds) return false;
+    const active = this.#active();
+    if (active.length === 0) return true;
+    if (active.length >= this.#options.maxHolds) return false;
+    if (!(await othersWait(this.#options.db, active))) return false;
     const session = await this.#options.db.connect();
     try {
       return await this.#handler.canHoldAnother(session);

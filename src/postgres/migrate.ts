@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type pg from 'pg';
@@ -26,8 +27,14 @@ export interface MigrateOptions {
  * `public`, where an application that uses the same library has a table of that name.
  */
 export function bookkeepingSchema(schema: string): string {
-  return `mpp_migrations_${schema}`;
+  const name = `mpp_migrations_${schema}`;
+  if (Buffer.byteLength(name) <= MAX_NAME_BYTES) return name;
+  // PostgreSQL would cut it, and two schemas could come to share one.
+  return `mpp_migrations_${createHash('sha256').update(schema).digest('hex').slice(0, 32)}`;
 }
+
+/** NAMEDATALEN - 1. */
+const MAX_NAME_BYTES = 63;
 
 /**
  * Brings the SQL contract in `options.schema` up to this version of the code.
@@ -70,7 +77,8 @@ export async function applyMigrations(
     if (error instanceof MppError) throw error;
     throw new DatabaseStateError(
       'MIGRATION_FAILED',
-      `the migration of schema ${options.schema} failed and changed nothing: ${errorText(error)}`,
+      `the migration of schema ${options.schema} has not been completed; ` +
+        `put right what is wrong and run it again, it goes on from there: ${errorText(error)}`,
     );
   } finally {
     await client.query(`SELECT pg_advisory_unlock(${MIGRATION_LOCK})`).catch(() => undefined);

@@ -137,6 +137,27 @@ const CLAIM = `
     t.deadline IS NOT NULL AS resumed,
     (SELECT c.rebuild_at::text FROM mpp_controllers AS c WHERE c.id = $1) AS rebuild_at`;
 
+/**
+ * Whether a task of any other group is pending, due or not. It keeps the common case short: while a
+ * hold is being opened nothing else waits, and whether two groups may be held need not be asked.
+ */
+export async function othersWait(db: Queryable, groups: readonly number[]): Promise<boolean> {
+  const { rows } = await db.query<{ waiting: boolean }>({
+    name: 'mpp-others-wait',
+    text: OTHERS_WAIT,
+    values: [groups],
+  });
+  return rows[0]?.waiting ?? false;
+}
+
+const OTHERS_WAIT = `
+  SELECT EXISTS (
+    SELECT
+    FROM mpp_tasks AS t
+    WHERE t.finished_at IS NULL
+      AND t.status = 'pending'
+      AND t.groupid <> ALL ($1::integer[])) AS waiting`;
+
 /** What a sweep changed. */
 export interface Swept {
   readonly id: string;

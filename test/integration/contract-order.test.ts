@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
+import { sweep } from '../../src/tasks/claim.js';
 import { ContractServer, FINE, refusal, insertStatement } from '../support/contract.js';
 import type { ContractDatabase } from '../support/contract.js';
 import { waitFor } from '../support/servers/index.js';
@@ -94,6 +95,21 @@ describe('reporters of one group take turns', () => {
       [older, middle, newer].map(Number).sort((a, b) => a - b),
     );
     expect((await contract.status(older)).status).toBe('superseded');
+    expect((await contract.status(newer)).status).toBe('pending');
+  });
+
+  it('supersedes by the next sweep what a report with an old snapshot could not see', async () => {
+    const blind = await contract.session();
+    await blind.query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM mpp_tasks');
+    const older = await contract.report(FINE);
+    const newer = await contract.report(FINE, blind);
+    await blind.query('COMMIT');
+    expect((await contract.status(older)).status).toBe('pending');
+    await sweep(db, []);
+    expect(await contract.status(older)).toEqual({
+      status: 'superseded',
+      reason: `superseded by task ${newer}`,
+    });
     expect((await contract.status(newer)).status).toBe('pending');
   });
 

@@ -1,4 +1,4 @@
-import pg from 'pg';
+import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import { claimTask } from '../../src/tasks/claim.js';
 import { addFollowUp, completeTasks, markHolding, requeueTasks } from '../../src/tasks/finish.js';

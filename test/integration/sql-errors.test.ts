@@ -29,6 +29,14 @@ const INSTALL_FAULTS = `
   CREATE CONSTRAINT TRIGGER fault_commit AFTER UPDATE ON mpp_tasks DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.status = 'done') EXECUTE FUNCTION fault.strike('commit');`;
 
+/** Real Citus writes pg_dist_node past its triggers. */
+const PLACES = [
+  ...(inject('template').binaries.hasCitus ? [] : ['catalog']),
+  'done',
+  'log',
+  'commit',
+] as const;
+
 describe('row M: SQL fails in the middle of a task', () => {
   let h: Harness;
   let controller: ControllerProcess;
@@ -44,7 +52,7 @@ describe('row M: SQL fails in the middle of a task', () => {
   afterAll(async () => h.stop());
   afterEach(async () => h.db.query('TRUNCATE fault.code'));
 
-  describe.each(['catalog', 'done', 'log', 'commit'])('at the %s', (place) => {
+  describe.each(PLACES)('at the %s', (place) => {
     it('row M: after_promote without a hold is tried again, ever more slowly, until it works', async () => {
       const subject = await subjectOf(h, 1);
       await strike(place, '55000');

@@ -1,0 +1,89 @@
+import { once } from 'node:events';
+import { createServer, connect, type AddressInfo, type Server, type Socket } from 'node:net';
+
+/** The two ends of one connection; a deaf one stays open and loses what is sent. */
+interface Link {
+  readonly near: Socket;
+  readonly far: Socket;
+  /** The first bytes of the client: PostgreSQL's startup packet, with the application_name. */
+  startup: string;
+  deaf: boolean;
+}
+
+/**
+ * A TCP proxy in front of a server, to make connections half-open: nobody closes them, and what is
+ * sent never arrives.
+ */
+export class FaultProxy {
+  readonly #server: Server;
+  readonly #links = new Set<Link>();
+  #deafToNew = false;
+
+  private constructor(server: Server) {
+    this.#server = server;
+  }
+
+  /** Listens on a free port of the loopback address. */
+  static async start(target: {
+    readonly host: string;
+    readonly port: number;
+  }): Promise<FaultProxy> {
+    const server = createServer();
+    const proxy = new FaultProxy(server);
+    server.on('connection', (near) => proxy.#join(near, connect(target.port, target.host)));
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    return proxy;
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  /** From now on loses what is sent on every connection, new ones included. */
+  swallowAll(): void {
+    this.#deafToNew = true;
+    for (const link of this.#links) link.deaf = true;
+  }
+
+  /**
+   * Loses what is sent on the open connections of one application_name; new ones are as ever.
+   *
+   * @returns how many there were.
+   */
+  swallow(applicationName: string): number {
+    const links = [...this.#links].filter(({ startup }) => startup.includes(applicationName));
+    for (const link of links) link.deaf = true;
+    return links.length;
+  }
+
+  /** Cuts all connections and listens no more. Idempotent. */
+  async stop(): Promise<void> {
+    for (const { near, far } of this.#links) {
+      near.destroy();
+      far.destroy();
+    }
+    if (!this.#server.listening) return;
+    this.#server.close();
+    await once(this.#server, 'close');
+  }
+
+  #join(near: Socket, far: Socket): void {
+    const link: Link = { near, far, startup: '', deaf: this.#deafToNew };
+    this.#links.add(link);
+    near.once('data', (chunk: Buffer) => (link.startup = chunk.toString('latin1')));
+    this.#forward(link, near, far);
+    this.#forward(link, far, near);
+  }
+
+  #forward(link: Link, from: Socket, to: Socket): void {
+    from.on('data', (chunk: Buffer) => {
+      if (!link.deaf) to.write(chunk);
+    });
+    from.on('close', () => {
+      if (!link.deaf) to.destroy();
+      if (to.destroyed) this.#links.delete(link);
+    });
+    from.on('error', () => undefined);
+  }
+}
