@@ -143,6 +143,9 @@ $$;
 -- fact, so only a newer fact supersedes it; the others run after it, and its retry becomes due now.
 -- A fact of the sync or the probe gives way at once to one of a client that is pending: it was seen
 -- before that one runs, and would undo it.
+--
+-- Locks: the rows that it supersedes. Whoever has one (an uncommitted mpp_cancel) is waited for at
+-- most 10 seconds; the report then fails instead of hanging.
 CREATE FUNCTION mpp_supersedes(new_event text, new_source text, old_event text, old_source text) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 RETURN ((new_source = 'client' AND new_event <> 'suspect') OR old_source <> 'client')
@@ -151,6 +154,7 @@ RETURN ((new_source = 'client' AND new_event <> 'suspect') OR old_source <> 'cli
 CREATE FUNCTION mpp_tasks_after_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
+SET lock_timeout = '10s'
 AS $$
 BEGIN
     UPDATE mpp_tasks AS t
@@ -228,7 +232,8 @@ BEGIN
 END
 $$;
 
--- One row of the log, and one acknowledgement, for each change of status, in the same commit.
+-- One row of the log for each change of status, in the same commit, and an acknowledgement where
+-- somebody may wait for it: holding, or any end. Each notification has a price, so no others are sent.
 -- The controller hands the rows of pg_dist_node over in settings that end with its transaction.
 CREATE FUNCTION mpp_tasks_log() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
@@ -240,7 +245,7 @@ BEGIN
             CASE WHEN TG_OP = 'UPDATE' THEN NEW.claimed_by END,
             CASE WHEN TG_OP = 'UPDATE' THEN nullif(current_setting('mpp.node_before', true), '')::jsonb END,
             CASE WHEN TG_OP = 'UPDATE' THEN nullif(current_setting('mpp.node_after', true), '')::jsonb END);
-    IF TG_OP = 'UPDATE' THEN
+    IF NEW.status NOT IN ('pending', 'claimed') THEN
         PERFORM pg_notify('mpp_task_status', json_build_object(
             'id', NEW.id, 'groupid', NEW.groupid, 'event', NEW.event, 'status', NEW.status)::text);
     END IF;

@@ -43,7 +43,12 @@ SELECT row_number() OVER (
            WHEN not_before > clock_timestamp() THEN format('attempt %s is due at %s', attempt + 1, to_char(not_before, 'HH24:MI:SS'))
            WHEN newest_holding IS NOT NULL THEN 'its group is held'
            WHEN (SELECT count(DISTINCT h.groupid) FROM open_tasks AS h WHERE h.status = 'holding') >= (
-               SELECT min(c.max_holds) FROM mpp_controllers AS c
+               SELECT c.max_holds
+               FROM mpp_controllers AS c
+               JOIN pg_locks AS l ON l.pid = c.backend_pid
+               WHERE l.locktype = 'advisory' AND l.classid = 1297109066 AND l.objid = 0 AND l.granted
+                 AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+               LIMIT 1
            ) THEN 'waits for the hold of another group to end'
            WHEN groupid = 0 THEN 'group 0 comes before the others'
            ELSE 'by age'

@@ -27,7 +27,7 @@ export const SETTINGS = {
     env: 'MPP_SCHEMA',
     default: 'public',
     description: 'schema of the control table and its functions',
-    accepts: 'the name of a schema, at most 48 bytes, not beginning with pg_',
+    accepts: 'the name of a schema, at most 63 bytes, not beginning with pg_',
     schema: z.string().refine(isSchemaName),
   },
   pause: {
@@ -216,7 +216,6 @@ function optional<T>({ accepts, schema }: { accepts: string; schema: z.ZodType<T
   return { accepts, schema: z.union([z.literal('').transform(() => undefined), schema]) };
 }
 
-/** An identifier has at most 63 bytes, and mpp_migrations_<schema> must be one, too. */
 function isSchemaName(text: string): boolean {
-  return /^(?!pg_)[^\p{Cc}]+$/u.test(text) && Buffer.byteLength(text) <= 48;
+  return /^(?!pg_)[^\p{Cc}]+$/u.test(text) && Buffer.byteLength(text) <= 63;
 }

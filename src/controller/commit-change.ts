@@ -3,13 +3,17 @@ import {
   addFollowUp,
   attemptOf,
   completeTasks,
+  endTasks,
   recordChange,
   requeueTasks,
 } from '../tasks/finish.js';
 import { formatAddress } from '../tasks/task.js';
+import type { Hold } from './holds.js';
 import { describeGroup, primaryOf } from './nodes.js';
+import { persist } from './persist.js';
 import {
   putBack,
+  requeue,
   ROWS_CHANGED,
   rowsUnchanged,
   type Outcome,
@@ -27,9 +31,8 @@ export async function commitChange(
 ): Promise<Outcome> {
   const { task, session, hold, log } = work;
   const { steps } = transition;
-  if (steps.length === 0) await place.handler().resume(session.client);
-  else if (!(await runSteps(place, work, transition))) return putBack(place, work, ROWS_CHANGED);
-
+  if (hold && steps.length === 0) return endUnchanged(place, work, hold, transition);
+  if (!(await runSteps(place, work, transition))) return putBack(place, work, ROWS_CHANGED);
   if (!(await record(place, work, transition))) {
     // A task of the hold is no longer ours: the hold was released. The report itself is a fact.
     if (hold) place.holds.remove(hold);
@@ -38,11 +41,27 @@ export async function commitChange(
   }
   await session.commit();
   if (hold) place.holds.remove(hold);
-  log.info(
-    { primary: formatAddress(task.address), steps, heldBy: hold?.attempts.length },
-    steps.length > 0 ? 'pg_dist_node changed' : 'hold ended without a change',
-  );
+  const primary = formatAddress(task.address);
+  log.info({ primary, steps, heldBy: hold?.attempts.length }, 'pg_dist_node changed');
   return transition.followUp ? { again: 0 } : {};
+}
+
+/** The primary is where it was: the hold is taken back as a whole, and nothing was changed. */
+async function endUnchanged(
+  place: Workplace,
+  { task, session, log }: Work,
+  hold: Hold,
+  { nodeid, followUp }: ChangeTransition,
+): Promise<Outcome> {
+  place.holds.remove(hold);
+  await session.rollback();
+  const mine = attemptOf(place.controller, task);
+  const reason = 'the primary is the same; its traffic goes on';
+  const ended = [...hold.attempts, ...(followUp ? [] : [mine])];
+  await persist(() => endTasks(place.db, ended, { status: 'done', nodeid, reason }));
+  if (followUp) await requeue(place, task, 'the primary is the same; its secondaries follow', 0);
+  log.info({ heldBy: hold.attempts.length }, 'hold ended without a change');
+  return { again: 0 };
 }
 
 /** @returns false when somebody has changed the rows that the steps were planned from. */
@@ -69,16 +88,13 @@ async function runSteps(
 async function record(
   place: Workplace,
   work: Work,
-  { steps, followUp, nodeid }: ChangeTransition,
+  { followUp, nodeid }: ChangeTransition,
 ): Promise<boolean> {
   const { task, hold, nodes } = work;
   const { client } = work.session;
-  const changed = steps.length > 0;
   const after = await place.handler().readNodes(client, task);
-  if (changed) {
-    const before = describeGroup(hold?.before ?? nodes, task.groupid);
-    await recordChange(client, { before, after: describeGroup(after, task.groupid) });
-  }
+  const before = describeGroup(hold?.before ?? nodes, task.groupid);
+  await recordChange(client, { before, after: describeGroup(after, task.groupid) });
   const attempt = attemptOf(place.controller, task);
   // While somebody has an uncommitted report for the group, the rest stays with this task.
   const wholly = !followUp || (await addFollowUp(client, task));
@@ -87,6 +103,6 @@ async function record(
   }
   return completeTasks(client, [...(hold?.attempts ?? []), ...(wholly ? [attempt] : [])], {
     nodeid: nodeid ?? primaryOf(after, task.groupid)?.nodeid ?? null,
-    reason: changed ? null : 'the primary is the same; its traffic goes on',
+    reason: null,
   });
 }

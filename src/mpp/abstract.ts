@@ -86,7 +86,7 @@ export interface AbstractMPPHandler {
   /** Decides; pure. */
   plan(task: Task, nodes: readonly Node[], held: HeldNode | null): Transition;
 
-  /** Makes the traffic of a group wait until the transaction ends or `resume`. */
+  /** Makes the traffic of a group wait until the transaction ends. */
   pause(
     session: ClientBase,
     node: Node,
@@ -94,9 +94,6 @@ export interface AbstractMPPHandler {
     pause: Pause,
     cooldownMs: number,
   ): Promise<PauseResult>;
-
-  /** Lets the traffic go on and takes back what the hold has changed; the transaction stays open. */
-  resume(session: ClientBase): Promise<void>;
 
   /** Tells a hold where its primary will be, if the strategy writes that down early. */
   retarget(

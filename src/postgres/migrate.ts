@@ -42,7 +42,8 @@ const MAX_NAME_BYTES = 63;
  * @param client a session of its own, without an open transaction; its search_path is changed.
  * @returns the names of the migrations that were applied, empty when there was nothing to do.
  * @throws DatabaseStateError `SCHEMA_NEWER` when the database was migrated by a newer version,
- *   `MIGRATION_LOCK` when another migration did not end within `lockTimeoutMs`.
+ *   `MIGRATION_LOCK` when another migration did not end within `lockTimeoutMs`, `SCHEMA_OPEN` when
+ *   everybody may create objects in the schema.
  */
 export async function applyMigrations(
   client: pg.Client,
@@ -67,6 +68,7 @@ export async function applyMigrations(
   try {
     await createSchema(client, options.schema);
     await createSchema(client, bookkeepingSchema(options.schema));
+    await refuseOpenSchema(client, options.schema);
     await client.query(BOOKKEEPING_TABLE);
     const applied = await appliedMigration(client, options.schema);
     const known = await knownMigration();
@@ -119,6 +121,27 @@ async function createSchema(client: pg.Client, schema: string): Promise<void> {
     await client.query(`CREATE SCHEMA IF NOT EXISTS ${client.escapeIdentifier(schema)}`);
   }
 }
+
+/**
+ * Our SECURITY DEFINER functions look names up in the schema. Where anybody may create a function
+ * there, one with better fitting types is called instead of PostgreSQL's own, with the owner's rights.
+ */
+async function refuseOpenSchema(client: pg.Client, schema: string): Promise<void> {
+  const { rows } = await client.query<{ open: boolean }>(IS_OPEN, [schema]);
+  if (rows[0]?.open !== true) return;
+  const name = client.escapeIdentifier(schema);
+  throw new DatabaseStateError(
+    'SCHEMA_OPEN',
+    `everybody may create objects in schema ${schema}, and could run them with the rights of its owner; ` +
+      `run REVOKE CREATE ON SCHEMA ${name} FROM PUBLIC, or set MPP_SCHEMA to a schema of its own`,
+  );
+}
+
+const IS_OPEN = `
+  SELECT EXISTS (
+    SELECT
+    FROM pg_namespace AS n, aclexplode(n.nspacl) AS a
+    WHERE n.nspname = $1 AND a.grantee = 0 AND a.privilege_type = 'CREATE') AS open`;
 
 /** The newest migration that was applied in this database, -1 when none ever was. */
 async function appliedMigration(client: pg.ClientBase, schema: string): Promise<number> {

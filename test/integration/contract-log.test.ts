@@ -177,9 +177,13 @@ describe.each(SCHEMAS)('the log and the views, in schema $schema', ({ schema, da
       });
       await db.query(
         `INSERT INTO mpp_controllers (id, host, pid, backend_pid, version, max_holds)
-         VALUES ('c', 'h', 1, 1, '0', 1)`,
+         VALUES ('c', 'h', 1, pg_backend_pid(), '0', 1)`,
       );
+      expect((await why())[byAge]).toBe('by age');
+      // Only the active controller's limit counts.
+      await db.query('SELECT pg_advisory_lock(1297109066, 0)');
       expect((await why())[byAge]).toBe('waits for the hold of another group to end');
+      await db.query('SELECT pg_advisory_unlock(1297109066, 0)');
     });
   });
 

@@ -120,6 +120,19 @@ describe('migrations', () => {
     });
   });
 
+  it('refuse a schema where everybody may create objects', async () => {
+    const session = await open(await emptyDatabase());
+    await session.query('GRANT CREATE ON SCHEMA public TO PUBLIC');
+    const error = await refused(apply(session));
+    expect(error).toMatchObject({ code: 'SCHEMA_OPEN', retryable: false });
+    expect(error.message).toContain('REVOKE CREATE ON SCHEMA');
+    expect((await session.query("SELECT to_regclass('public.mpp_tasks') AS t")).rows).toEqual([
+      { t: null },
+    ]);
+    await session.query('REVOKE CREATE ON SCHEMA public FROM PUBLIC');
+    expect(await apply(session)).toEqual(FILES);
+  });
+
   it('refuse a database that a newer version has migrated, and leave it alone', async () => {
     const session = await open(await emptyDatabase());
     await apply(session);

@@ -24,17 +24,12 @@ describe("what Patroni's coordinator side loses", () => {
     const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
     expect(await terminateSessions(h.db, 'group')).toBeGreaterThan(0);
     await waitFor('the group to be held again', async () => {
-      return (await h.holds()) === 1 && (await h.task(demote.id)).attempt === 2;
+      return (await h.holds()) === 1 && (await h.task(demote.id)).attempt > 1;
     });
     await expect(write(subject.key, '300ms')).rejects.toMatchObject({ code: '57014' });
-    expect(await h.history(demote.id)).toEqual([
-      'pending',
-      'claimed',
-      'holding',
-      'pending',
-      'claimed',
-      'holding',
-    ]);
+    const history = await h.history(demote.id);
+    expect(history.slice(0, 4)).toEqual(['pending', 'claimed', 'holding', 'pending']);
+    expect(history.at(-1)).toBe('holding');
     await h.request({ event: 'after_promote', groupid: 1, node: subject.next });
     await subject.settled();
   });
@@ -45,7 +40,10 @@ describe("what Patroni's coordinator side loses", () => {
     const promote = await h.request({ event: 'before_promote', groupid: 1, node: subject.next });
     await h.cluster.coordinator.restart('immediate');
     await h.reconnect();
-    await waitFor('the group to be held again', async () => (await h.holds()) === 1);
+    await waitFor('both tasks to be taken up again', async () => {
+      const { attempt, status } = await h.task(promote.id);
+      return attempt > 1 && status === 'holding';
+    });
     const after = await h.request({ event: 'after_promote', groupid: 1, node: subject.next });
     expect(after.status).toBe('done');
     expect((await h.ended(promote.id)).status).toBe('done');

@@ -80,13 +80,8 @@ function createHandler(strategy: PauseStrategy, version: string): AbstractMPPHan
     readNodes,
     plan: planTransition,
     async pause(session, node, nodes, pause, cooldownMs) {
-      // Before the pause, so that a resume gives its locks back without ending the transaction.
-      await session.query('SAVEPOINT mpp_pause');
       if (pause !== 'none') await strategy.pause(session, node, nodes, cooldownMs);
       return pauseShortfall(pause, strategy);
-    },
-    async resume(session) {
-      await session.query('ROLLBACK TO SAVEPOINT mpp_pause');
     },
     retarget: (session, held, nodes, target, cooldownMs) =>
       strategy.retarget(session, held, nodes, target, cooldownMs),

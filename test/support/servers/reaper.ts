@@ -37,7 +37,8 @@ export class Reaper {
 
   /** Tell it as soon as a process has ended: its pid may soon be another's. */
   forgetProcess(pid: number): void {
-    this.#tell({ forgetProcess: pid });
+    // A process can end because we have been stopped, which has forgotten everything.
+    if (this.#watcher !== undefined) this.#tell({ forgetProcess: pid });
   }
 
   watchFolder(folder: string): void {
