@@ -2,8 +2,7 @@ import { isHopeless, isVictim } from '../postgres/sqlstate.js';
 import type { Task } from '../tasks/task.js';
 import { SERVER_GRACE_MS, type Bounds } from './group-session.js';
 
-/** When the group's lock is somebody else's: a controller that is going, or a sweep. */
-export const GROUP_BUSY_DELAY_MS = 100;
+const GROUP_BUSY_MOST_MS = 1_000;
 /** When what was planned is no longer so. */
 export const PUT_BACK_DELAY_MS = 20;
 const VICTIM_DELAY_MS = 20;
@@ -18,6 +17,11 @@ export function retryDelay(task: Task, error: unknown): number | undefined {
   if (isVictim(error)) return VICTIM_DELAY_MS;
   if (task.event !== 'after_promote' || isHopeless(error)) return undefined;
   return growingDelay(task.attempt);
+}
+
+/** When the group's lock is somebody else's: a controller that is going, or a sweep. */
+export function groupBusyDelay(attempt: number): number {
+  return Math.min(growingDelay(attempt), GROUP_BUSY_MOST_MS);
 }
 
 /** 100 ms, then twice as long each time, up to 30 s. */

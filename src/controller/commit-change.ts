@@ -73,9 +73,9 @@ async function runSteps(
   const { client } = work.session;
   for (const [index, step] of steps.entries()) {
     await place.handler().apply(client, step, work.task.cooldownMs);
-    // The first step has locked the rows; a single one needs no others to be as they were.
-    const others = index === 0 && steps.length > 1 && !work.hold;
-    if (others && !(await rowsUnchanged(place, work))) return false;
+    // The first step has locked the rows, if a hold had not done so already.
+    const lockedNow = index === 0 && !(work.hold && place.handler().holdLocksNodes);
+    if (lockedNow && !(await rowsUnchanged(place, work))) return false;
   }
   return true;
 }

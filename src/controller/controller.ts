@@ -95,7 +95,8 @@ class ControllerProcess implements Controller {
   }
 
   async #open(): Promise<ControlSession> {
-    return ControlSession.open(this.#settings.connection, this.#settings.schema, this.#mpp);
+    const { connection, schema, heartbeatMs } = this.#settings;
+    return ControlSession.open(connection, schema, this.#mpp, heartbeatMs);
   }
 
   /** A standby of this kind is ready at once when the active one goes. */

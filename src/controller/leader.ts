@@ -37,6 +37,7 @@ export class ControlSession {
     connection: Connection,
     schema: string,
     mpp: AbstractMPP,
+    heartbeatMs: number,
   ): Promise<ControlSession> {
     const client = await openSession(
       { ...connection, query_timeout: QUERY_TIMEOUT_MS, statement_timeout: QUERY_TIMEOUT_MS },
@@ -44,6 +45,9 @@ export class ControlSession {
     );
     try {
       await client.query(SET_SEARCH_PATH, [schema]);
+      await client.query(SET_IDLE_TIMEOUT, [
+        `${Math.max(heartbeatMs * MISSED_HEARTBEATS, 1_000)}ms`,
+      ]);
       const { rows } = await client.query<{ standby: boolean }>(
         'SELECT pg_is_in_recovery() AS standby',
       );
@@ -84,5 +88,9 @@ export class ControlSession {
 }
 
 const QUERY_TIMEOUT_MS = 10_000;
+
+/** A controller that hangs must not keep the lead: after so many heartbeats the server takes it. */
+const MISSED_HEARTBEATS = 3;
+const SET_IDLE_TIMEOUT = "SELECT set_config('idle_session_timeout', $1, false)";
 
 const TRY_LEAD = 'SELECT pg_try_advisory_lock($1, 0) AS leads';

@@ -3,7 +3,7 @@ import type { Logger } from '../observe/logger.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { attemptOf, endTasks } from '../tasks/finish.js';
 import type { Task } from '../tasks/task.js';
-import { boundsOf, GROUP_BUSY_DELAY_MS, growingDelay, watchdogMs } from './bounds.js';
+import { boundsOf, groupBusyDelay, growingDelay, watchdogMs } from './bounds.js';
 import { commitChange } from './commit-change.js';
 import { recordFailure } from './failure.js';
 import { GroupSession } from './group-session.js';
@@ -35,8 +35,9 @@ export class Processor {
       else session = await GroupSession.begin(sessions, task.groupid, boundsOf(task));
       if (session === undefined) {
         const reason = 'another session works on its group';
-        await requeue(this.#place, task, reason, GROUP_BUSY_DELAY_MS);
-        return { again: GROUP_BUSY_DELAY_MS };
+        const delay = groupBusyDelay(task.attempt);
+        await requeue(this.#place, task, reason, delay);
+        return { again: delay };
       }
       this.#running.set(task, session);
       return await this.#act(task, session, hold, log);

@@ -77,6 +77,9 @@ export interface AbstractMPPHandler {
   /** Version of the database's extension, for people. */
   readonly version: string;
 
+  /** True when nobody else can change the catalog's rows from a pause to its end. */
+  readonly holdLocksNodes: boolean;
+
   /** Whether a further group may be held beside the ones held now. */
   canHoldAnother(session: ClientBase): Promise<boolean>;
 

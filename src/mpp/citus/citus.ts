@@ -74,6 +74,7 @@ function createHandler(strategy: PauseStrategy, version: string): AbstractMPPHan
   return {
     strategy: strategy.name,
     version,
+    holdLocksNodes: !strategy.sideBySide,
     async canHoldAnother(session) {
       return strategy.sideBySide && !(await sharesShards(session));
     },

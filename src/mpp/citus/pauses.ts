@@ -7,7 +7,10 @@ import { parkedAddress, planTransition } from './transition.js';
 /** How traffic is made to wait: one way of several, chosen by setting and by what the server has. */
 export interface PauseStrategy {
   readonly name: StrategyName;
-  /** True when two groups can be held at once as long as they share no shard. */
+  /**
+   * True when a pause leaves pg_dist_node alone, so that two groups can be held at once as long as
+   * they share no shard; false when it locks pg_dist_node for everyone else.
+   */
   readonly sideBySide: boolean;
   /** Makes writes to the node's shards wait. */
   pause(session: ClientBase, node: Node, nodes: readonly Node[], cooldownMs: number): Promise<void>;
