@@ -38,12 +38,12 @@ export async function createTestTables({ coordinator, citus }: TestTablesTarget)
 
 // A group has at least one shard of eight, so a window this wide holds enough keys.
 const KEYS_OF_GROUP = `
-  SELECT key::text
-  FROM generate_series($2::bigint + 1, $2 + 1000 + 100 * $3::bigint) AS key
+  SELECT series.key::text
+  FROM generate_series($2::bigint + 1, $2 + 1000 + 100 * $3::bigint) AS series (key)
   JOIN pg_dist_placement AS placement
-    ON placement.shardid = get_shard_id_for_distribution_column('items', key)
+    ON placement.shardid = get_shard_id_for_distribution_column('items', series.key)
   WHERE placement.groupid = $1
-  ORDER BY key
+  ORDER BY series.key
   LIMIT $3`;
 
 /** Keys of `items` and `notes` whose shard is in a group, above `after`, in ascending order. */
