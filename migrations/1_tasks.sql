@@ -53,7 +53,7 @@ COMMENT ON COLUMN mpp_tasks.secondaries IS
 COMMENT ON COLUMN mpp_tasks.timeout IS
     'How long the hold may last, counted from when it opens. Default 30 seconds, 10 seconds for suspect.';
 COMMENT ON COLUMN mpp_tasks.cooldown IS
-    'How long sessions in the way of the hold may go on before they are ended. Default 10 seconds.';
+    'How long sessions in the way of the hold may go on before they are ended. Default 10 seconds, or half of timeout if that is less. With a cooldown as long as timeout nobody is ended.';
 COMMENT ON COLUMN mpp_tasks.pause IS 'What waits: writes, all or none. NULL takes the setting of the controller (MPP_PAUSE).';
 COMMENT ON COLUMN mpp_tasks.source IS 'Who made the task: client, sync (the heartbeat) or probe.';
 COMMENT ON COLUMN mpp_tasks.status IS

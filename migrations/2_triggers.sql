@@ -34,7 +34,8 @@ BEGIN
         RAISE EXCEPTION 'timeout % is out of range: it must be more than 0 and at most 1 day', NEW.timeout
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'timeout';
     END IF;
-    NEW.cooldown := coalesce(NEW.cooldown, '10s'::interval);
+    -- With all of its time for a cooldown, a hold would be over before it may end anybody's session.
+    NEW.cooldown := coalesce(NEW.cooldown, least('10s'::interval, NEW.timeout / 2));
     IF NEW.cooldown < '0' OR NEW.cooldown > '1 day' THEN
         RAISE EXCEPTION 'cooldown % is out of range: it must be at least 0 and at most 1 day', NEW.cooldown
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'cooldown';

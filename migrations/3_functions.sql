@@ -62,7 +62,7 @@ CREATE PROCEDURE %1$I.mpp_wait(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    until constant timestamptz := pg_catalog.clock_timestamp() + timeout;
+    until constant timestamptz := pg_catalog.clock_timestamp() + coalesce(timeout, '30 seconds');
     pause double precision := 0.001;
 BEGIN
     LOOP

@@ -48,6 +48,7 @@ SELECT row_number() OVER (
                JOIN pg_locks AS l ON l.pid = c.backend_pid
                WHERE l.locktype = 'advisory' AND l.classid = 1297109066 AND l.objid = 0 AND l.granted
                  AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+               ORDER BY c.heartbeat_at DESC
                LIMIT 1
            ) THEN 'waits for the hold of another group to end'
            WHEN groupid = 0 THEN 'group 0 comes before the others'
@@ -81,6 +82,8 @@ GROUP BY t.groupid, s.pid, s.sessions_waiting;
 COMMENT ON VIEW mpp_holds IS
     'Groups held now. pid is the server process of the hold; NULL while its session is gone and a controller has yet to take the tasks up again. sessions_waiting are those it blocks directly.';
 
+-- The server gives a pid anew, so a pid alone says little: it is the controller's that registered it last,
+-- and its session must be one of ours. The name of a session is shown to every role, its start is not.
 CREATE VIEW mpp_status AS
 SELECT c.id AS controller,
        CASE
@@ -99,11 +102,21 @@ FROM (
     WHERE t.finished_at IS NULL
 ) AS queue
 LEFT JOIN mpp_controllers AS c ON true
+LEFT JOIN LATERAL (
+    SELECT c.backend_pid AS pid
+    WHERE NOT EXISTS (
+        SELECT FROM mpp_controllers AS newer
+        WHERE newer.backend_pid = c.backend_pid AND newer.heartbeat_at > c.heartbeat_at
+    )
+) AS mark ON true
 LEFT JOIN pg_locks AS leader
     ON leader.locktype = 'advisory' AND leader.classid = 1297109066 AND leader.objid = 0 AND leader.objsubid = 2
    AND leader.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-   AND leader.granted AND leader.pid = c.backend_pid
-LEFT JOIN pg_stat_get_activity(c.backend_pid) AS alive ON c.backend_pid IS NOT NULL;
+   AND leader.granted AND leader.pid = mark.pid
+LEFT JOIN pg_stat_get_activity(mark.pid) AS alive
+    ON mark.pid IS NOT NULL
+   AND alive.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+   AND alive.application_name = 'mpp-controller control';
 COMMENT ON VIEW mpp_status IS
     'Controllers (active, standby, gone) and the backlog. One row with state none where no controller has ever registered.';
 

@@ -118,15 +118,12 @@ export interface Settings extends Values {
   readonly connection: Connection;
 }
 
-/** Variables of the tests, the demo and parts to come: no settings of these commands, no mistakes either. */
+/** Variables of bootstrap, the tests and the demo: no settings with a flag, no mistakes either. */
 const OTHER_VARIABLES: readonly string[] = [
   'MPP_AUTHINFO',
-  'MPP_DATABASES',
-  'MPP_HTTP',
   'MPP_PG_BIN',
   'MPP_PG_MAJOR',
   'MPP_STANDIN',
-  'MPP_TOPOLOGY',
 ];
 
 /**

@@ -14,8 +14,15 @@ export type {
   Step,
   Transition,
 } from './mpp/abstract.js';
-export { bootstrap, type BootstrapOptions, type StepReport } from './mpp/citus/bootstrap.js';
-export { createCitus } from './mpp/citus/citus.js';
+export { createMPP } from './mpp/index.js';
+export type {
+  BootstrapOptions,
+  GucChange,
+  GucPlan,
+  MPPSettings,
+  ReplicationSlot,
+  StepReport,
+} from './mpp/setup.js';
 export { createLogger, type Logger, type LogLevel } from './observe/logger.js';
 export { applyMigrations, checkMigrated, type MigrateOptions } from './postgres/migrate.js';
 export type { Connection } from './postgres/session.js';

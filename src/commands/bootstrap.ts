@@ -1,7 +1,7 @@
 import { Command } from 'commander';
 import pg from 'pg';
 import type { Settings } from '../config.js';
-import { bootstrap } from '../mpp/citus/bootstrap.js';
+import { createMPP } from '../mpp/index.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [
@@ -25,7 +25,7 @@ export function bootstrapCommand(io: Io): Command {
     const settings = readSettings(io, command, USES);
     const host = settings.coordinatorHost ?? connectionHost(settings);
     const worker = command.opts<{ worker?: boolean }>().worker === true;
-    await bootstrap(
+    await createMPP(settings).bootstrap(
       {
         connection: settings.connection,
         schema: settings.schema,

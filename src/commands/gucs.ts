@@ -1,21 +1,14 @@
 import { Command } from 'commander';
 import type pg from 'pg';
-import { isMissingDatabase } from '../mpp/citus/database.js';
-import {
-  applyGucs,
-  currentGucs,
-  planGucs,
-  readGucs,
-  type GucChange,
-  type GucState,
-} from '../mpp/citus/gucs.js';
+import type { AbstractMPP } from '../mpp/abstract.js';
+import { createMPP } from '../mpp/index.js';
+import type { GucChange, GucStates } from '../mpp/setup.js';
+import { isMissingDatabase } from '../postgres/database.js';
 import { openSession, type Connection } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 import { formatTable } from './table.js';
 
 const USES = ['localHostname'] as const;
-
-type States = ReadonlyMap<GucState['name'], GucState>;
 
 export function gucsCommand(io: Io): Command {
   const command = new Command('gucs')
@@ -23,10 +16,11 @@ export function gucsCommand(io: Io): Command {
     .option('--apply', 'set them with ALTER SYSTEM; needs a superuser');
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
+    const mpp = createMPP(settings);
     const client = await openServer(settings.connection);
     try {
       const apply = command.opts<{ apply?: boolean }>().apply === true;
-      await showAndApply(io, client, settings.localHostname, apply);
+      await showAndApply(io, mpp, client, settings.localHostname, apply);
     } finally {
       await client.end().catch(() => undefined);
     }
@@ -43,12 +37,12 @@ async function openServer(connection: Connection): Promise<pg.Client> {
 
 async function showAndApply(
   io: Io,
+  mpp: AbstractMPP,
   client: pg.Client,
   localHostname: string,
   apply: boolean,
 ): Promise<void> {
-  const states = await readGucs(client);
-  const changes = planGucs(currentGucs(states), { localHostname });
+  const { states, changes } = await mpp.planGucs(client, { localHostname });
   const possible = changes.filter(({ name }) => states.get(name)?.onCommandLine !== true);
   const fixed = changes.filter((change) => !possible.includes(change));
   if (changes.length === 0) io.print('Nothing to do: every parameter is as Citus needs it.');
@@ -59,7 +53,7 @@ async function showAndApply(
     );
   }
   if (apply && possible.length > 0) {
-    await applyGucs(client, possible);
+    await mpp.applyGucs(client, possible);
     io.print(`\nSet with ALTER SYSTEM, and configuration reloaded: ${names(possible)}.`);
   } else if (possible.length > 0) {
     io.print('\nNothing was changed; --apply sets them with ALTER SYSTEM.');
@@ -72,7 +66,7 @@ async function showAndApply(
   if (now.length > 0) io.print(`Restart PostgreSQL for: ${names(now)}.`);
 }
 
-function gucTable(changes: readonly GucChange[], states: States): string {
+function gucTable(changes: readonly GucChange[], states: GucStates): string {
   return formatTable(
     ['PARAMETER', 'NOW', 'NEEDED', 'TAKES EFFECT'],
     changes.map(({ name, current, wanted }) => [

@@ -1,4 +1,5 @@
 import { Command } from 'commander';
+import { createMPP } from '../mpp/index.js';
 import { applyMigrations } from '../postgres/migrate.js';
 import { openSession } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
@@ -11,6 +12,8 @@ export function migrateCommand(io: Io): Command {
   );
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
+    // Refuses settings that do not fit the MPP database, before anything is made.
+    createMPP(settings);
     const client = await openSession(settings.connection, 'migrate');
     try {
       const names = await applyMigrations(client, {

@@ -1,5 +1,5 @@
 import { Command, Option } from 'commander';
-import { parseDuration } from '../duration.js';
+import { formatDuration, parseDuration } from '../duration.js';
 import { ConfigError, UnreachableError } from '../errors.js';
 import { sqlState } from '../postgres/sqlstate.js';
 import { CommandError, EXIT, lineOf } from './exit.js';
@@ -7,6 +7,11 @@ import { addSettings, readSettings, type Io } from './settings.js';
 import { submitTask, waitForTask, type Acknowledgement, type Report } from './submit.js';
 
 const USES = ['schema'] as const;
+
+/** How long the report itself may take without --wait. */
+const REPORT_MS = 10_000;
+/** A short --wait is for the acknowledgement; the report gets this long in any case. */
+const LEAST_REPORT_MS = 1_000;
 
 interface Flags {
   readonly group: string;
@@ -52,12 +57,14 @@ export function notifyCommand(io: Io): Command {
     const report = reportOf(event, flags);
     const waitMs = waitOf(report, flags);
     try {
-      const id = await submitTask(settings, report);
+      const begun = performance.now();
+      const id = await submitTask(settings, report, Math.max(waitMs ?? REPORT_MS, LEAST_REPORT_MS));
       if (waitMs === null) {
         io.print(`task ${id}: pending`);
         return;
       }
-      const answer = await waitForTask(settings, id, waitMs);
+      const left = Math.max(0, waitMs - (performance.now() - begun));
+      const answer = await waitForTask(settings, id, left);
       io.print(`task ${id}: ${answer.status}`);
       if (answer.reason !== null && isAccepted(answer)) io.print(answer.reason);
       assertAccepted(id, answer);
@@ -137,5 +144,7 @@ const EXIT_CODES = `Exit codes:
   1  anything else went wrong
   2  wrong usage or setting
   3  refused: by the database, or discarded, superseded, expired, failed, cancelled, rolled_back
-  4  not acknowledged within --wait
-  5  the database cannot be reached`;
+  4  not acknowledged within --wait; or not even reported, because the database did not take it in
+     that time (${formatDuration(LEAST_REPORT_MS)} at least; ${formatDuration(REPORT_MS)} without --wait)
+  5  the database cannot be reached, or was lost on the way: it says so when nobody can tell whether
+     the report got in; to report again does no harm`;

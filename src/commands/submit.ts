@@ -1,7 +1,10 @@
 import type pg from 'pg';
 import type { Settings } from '../config.js';
-import { CommandError, EXIT } from './exit.js';
+import { formatDuration } from '../duration.js';
 import { UnreachableError } from '../errors.js';
+import { describeConnection, errorText, sessionConfig } from '../postgres/session.js';
+import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
+import { CommandError, EXIT } from './exit.js';
 import { withSession } from './with-session.js';
 
 /** What a client says about a group; null is the default of `mpp_submit`. Times are in milliseconds. */
@@ -26,12 +29,19 @@ export interface Acknowledgement {
 /**
  * Reports with `mpp_submit`.
  *
+ * @param withinMs how long the server may take for it; one that is silent gets a little more
  * @returns the id of the task, a bigint in text
- * @throws UnreachableError; whatever PostgreSQL says about the input
+ * @throws CommandError with `EXIT.timedOut` when the server gave up and nothing was reported;
+ *   UnreachableError, which says so when nobody can tell whether it was; whatever PostgreSQL says
+ *   about the input
  */
-export async function submitTask(settings: Settings, report: Report): Promise<string> {
-  return withSession(settings, 'notify', async (client) => {
-    const { rows } = await client.query<{ id: string }>(SUBMIT, [
+export async function submitTask(
+  settings: Settings,
+  report: Report,
+  withinMs: number,
+): Promise<string> {
+  return withSession(boundTo(settings, withinMs), 'notify', async (client) => {
+    const values = [
       report.event,
       report.groupid,
       report.nodename,
@@ -40,9 +50,44 @@ export async function submitTask(settings: Settings, report: Report): Promise<st
       report.timeoutMs,
       report.cooldownMs,
       report.pause,
-    ]);
+    ];
+    const { rows } = await client.query<{ id: string }>(SUBMIT, values).catch((error: unknown) => {
+      throw unreported(error, settings, withinMs);
+    });
     return rows[0]?.id ?? '';
   });
+}
+
+/** What has become of a report whose statement failed, for whoever must decide to report again. */
+function unreported(error: unknown, settings: Settings, withinMs: number): unknown {
+  if (GIVEN_UP.has(sqlState(error) ?? '')) {
+    return new CommandError(
+      EXIT.timedOut,
+      `the database did not take the report within ${formatDuration(withinMs)} ` +
+        `(${errorText(error)}), nothing was reported; see who has locked mpp_tasks, and report again`,
+      error,
+    );
+  }
+  if (!isSessionLost(error)) return error;
+  return new UnreachableError(
+    `lost the session with ${describeConnection(settings.connection)} (${errorText(error)}), nobody ` +
+      'can tell whether it was reported; see mpp-controller status, or report again, which does no harm',
+    error,
+  );
+}
+
+/** The settings with every step of a session bounded, on the server and here. */
+function boundTo(settings: Settings, withinMs: number): Settings {
+  const { connectionTimeoutMillis } = sessionConfig(settings.connection, 'notify');
+  return {
+    ...settings,
+    connection: {
+      ...settings.connection,
+      connectionTimeoutMillis: Math.min(connectionTimeoutMillis || withinMs, withinMs),
+      statement_timeout: withinMs,
+      query_timeout: withinMs + GRACE_MS,
+    },
+  };
 }
 
 /**
@@ -100,6 +145,9 @@ async function watch(client: pg.Client, id: string, until: number): Promise<Ackn
 /** A wait is cut in looks, so that a server that has vanished is found by its silence. */
 const LOOK_MS = 2_000;
 const GRACE_MS = 3_000;
+
+/** The server ends the statement for statement_timeout (or pg_cancel_backend), or a role's lock_timeout. */
+const GIVEN_UP = new Set(['57014', '55P03']);
 
 const SUBMIT = `
   SELECT mpp_submit(

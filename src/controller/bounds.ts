@@ -32,13 +32,14 @@ export function growingDelay(attempt: number): number {
 /**
  * What a task may take.
  *
- * @param heldMs how long its hold still has; a later report never shortens that.
+ * @param heldMs how long the hold that it is part of still has. Only an acknowledged report changes
+ *   that, so no other may change what the server makes of it.
  */
-export function boundsOf(task: Task, heldMs = 0): Bounds {
+export function boundsOf(task: Task, heldMs?: number): Bounds {
   const late = task.event === 'after_promote';
   const holdMs = task.resumed ? task.remainingMs : task.timeoutMs;
   return {
-    idleMs: Math.max(holdMs, heldMs) + SERVER_GRACE_MS,
+    idleMs: (heldMs ?? holdMs) + SERVER_GRACE_MS,
     lockMs: task.cooldownMs + LOCK_SLACK_MS,
     // A before_ task that could not be acknowledged in time is of no use to anybody.
     statementMs: late ? task.cooldownMs + STATEMENT_SLACK_MS : Math.max(task.remainingMs, 1),

@@ -7,11 +7,14 @@ import {
   recordChange,
   requeueTasks,
 } from '../tasks/finish.js';
+import { isTaken } from '../postgres/sqlstate.js';
 import { formatAddress } from '../tasks/task.js';
+import { PUT_BACK_DELAY_MS } from './bounds.js';
 import type { Hold } from './holds.js';
 import { describeGroup, primaryOf } from './nodes.js';
 import { persist } from './persist.js';
 import {
+  locksNodes,
   putBack,
   requeue,
   ROWS_CHANGED,
@@ -32,7 +35,7 @@ export async function commitChange(
   const { task, session, hold, log } = work;
   const { steps } = transition;
   if (hold && steps.length === 0) return endUnchanged(place, work, hold, transition);
-  if (!(await runSteps(place, work, transition))) return putBack(place, work, ROWS_CHANGED);
+  if (!(await runSteps(place, work, transition))) return planAgain(place, work);
   if (!(await record(place, work, transition))) {
     // A task of the hold is no longer ours: the hold was released. The report itself is a fact.
     if (hold) place.holds.remove(hold);
@@ -64,19 +67,38 @@ async function endUnchanged(
   return { again: 0 };
 }
 
+/** Takes back what was planned from rows that are no longer so. A hold stays, and so does its pause. */
+async function planAgain(place: Workplace, work: Work): Promise<Outcome> {
+  if (!work.hold) return putBack(place, work, ROWS_CHANGED);
+  await work.session.client.query('ROLLBACK TO SAVEPOINT mpp_change');
+  await requeue(place, work.task, ROWS_CHANGED, PUT_BACK_DELAY_MS);
+  return { again: PUT_BACK_DELAY_MS };
+}
+
 /** @returns false when somebody has changed the rows that the steps were planned from. */
 async function runSteps(
   place: Workplace,
   work: Work,
   { steps }: ChangeTransition,
 ): Promise<boolean> {
+  const { task, hold } = work;
   const { client } = work.session;
-  for (const [index, step] of steps.entries()) {
-    await place.handler().apply(client, step, work.task.cooldownMs);
-    // The first step has locked the rows, if a hold had not done so already.
-    const lockedNow = index === 0 && !(work.hold && place.handler().holdLocksNodes);
-    if (lockedNow && !(await rowsUnchanged(place, work))) return false;
+  const handler = place.handler();
+  const [first, ...others] = steps;
+  if (first && !(hold && locksNodes(place, hold))) {
+    // The first step locks the rows; until then they may change.
+    await client.query('SAVEPOINT mpp_change');
+    try {
+      await handler.apply(client, first, task.cooldownMs);
+    } catch (error) {
+      if (hold && isTaken(error)) return false;
+      throw error;
+    }
+    if (!(await rowsUnchanged(place, work))) return false;
+  } else if (first) {
+    await handler.apply(client, first, task.cooldownMs);
   }
+  for (const step of others) await handler.apply(client, step, task.cooldownMs);
   return true;
 }
 

@@ -4,7 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
 import type { Settings } from '../config.js';
 import { DatabaseStateError, MppError } from '../errors.js';
-import { createCitus } from '../mpp/citus/citus.js';
+import { createMPP } from '../mpp/index.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
 import { Listener } from '../postgres/listener.js';
 import { createPool } from '../postgres/pool.js';
@@ -29,6 +29,7 @@ const RETRY_MS = 250;
 /** How long an active controller tries to get its control session back before it gives up its holds. */
 const REGAIN_MS = 2_000;
 
+/** @throws ConfigError when the settings do not fit the MPP database. */
 export function createController(options: { settings: Settings; logger: Logger }): Controller {
   return new ControllerProcess(options.settings, options.logger);
 }
@@ -43,6 +44,7 @@ class ControllerProcess implements Controller {
   readonly #mpp;
   #said: string | undefined;
   #everActive = false;
+  #pruning: Promise<void> | undefined;
   #running: Promise<void> | undefined;
   #resolve: () => void = () => undefined;
   #reject: (error: unknown) => void = () => undefined;
@@ -51,7 +53,7 @@ class ControllerProcess implements Controller {
     this.#settings = settings;
     this.#root = logger;
     this.#logger = componentLogger(logger, 'controller');
-    this.#mpp = createCitus({ strategy: settings.strategy });
+    this.#mpp = createMPP(settings);
     this.finished = new Promise((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
@@ -102,7 +104,7 @@ class ControllerProcess implements Controller {
   /** A standby of this kind is ready at once when the active one goes. */
   async #awaitLead(control: ControlSession, version: string): Promise<boolean> {
     let present = 0;
-    while (!this.#stopping && !control.lost) {
+    while (!this.#stopping && !control.ended.aborted) {
       if (await control.tryLead()) return true;
       this.#say('another controller is active; this one stands by');
       if (performance.now() - present >= this.#settings.heartbeatMs || present === 0) {
@@ -151,6 +153,7 @@ class ControllerProcess implements Controller {
     } finally {
       await listener.stop();
       await term.stop(this.#stopping ? 'record' : 'abandon');
+      await this.#pruning;
       if (this.#stopping) {
         await db
           .connect()
@@ -180,9 +183,11 @@ class ControllerProcess implements Controller {
   /** Heartbeats until the stop, or until the lead is lost for good. */
   async #serve(first: ControlSession, term: Term, version: string): Promise<void> {
     let control = first;
+    // Made once a session: a signal or a promise that is raced at each heartbeat collects listeners.
+    let over = AbortSignal.any([this.#abort.signal, control.ended]);
     try {
       while (!this.#stopping) {
-        await Promise.race([this.#pause(this.#settings.heartbeatMs), control.ended()]);
+        await pause(this.#settings.heartbeatMs, over);
         if (this.#abort.signal.aborted) return;
         try {
           await this.#markPresent(control, version, term.strategy);
@@ -193,10 +198,12 @@ class ControllerProcess implements Controller {
           const regained = await this.#regain();
           if (regained === undefined) return;
           control = regained;
+          over = AbortSignal.any([this.#abort.signal, control.ended]);
           await this.#markPresent(control, version, term.strategy);
           term.resume();
         }
-        await this.#tidy(control, term);
+        await this.#forgetGone(control);
+        this.#prune(term);
       }
     } finally {
       await control.close();
@@ -204,13 +211,23 @@ class ControllerProcess implements Controller {
   }
 
   /** What is only for tidiness must not cost the lead. */
-  async #tidy(control: ControlSession, term: Term): Promise<void> {
-    try {
-      await forgetGone(control.client);
-      await term.prune();
-    } catch (error) {
-      this.#logger.warn({ err: error }, 'old rows could not be deleted; it is tried again');
-    }
+  async #forgetGone(control: ControlSession): Promise<void> {
+    await forgetGone(control.client).catch((error: unknown) => this.#warnOfOldRows(error));
+  }
+
+  /**
+   * Beside the heartbeats, one run at a time: a long backlog takes longer than the server lets the
+   * control session be idle. The end of the term ends it after its batch.
+   */
+  #prune(term: Term): void {
+    this.#pruning ??= term
+      .prune()
+      .catch((error: unknown) => this.#warnOfOldRows(error))
+      .finally(() => (this.#pruning = undefined));
+  }
+
+  #warnOfOldRows(error: unknown): void {
+    this.#logger.warn({ err: error }, 'old rows could not be deleted; it is tried again');
   }
 
   /** The holds live on other sessions; they are kept if the lead can be had again at once. */
@@ -218,9 +235,8 @@ class ControllerProcess implements Controller {
     const until = performance.now() + REGAIN_MS;
     while (!this.#stopping && performance.now() < until) {
       try {
-        const control = await this.#open();
-        if (await control.tryLead()) return control;
-        await control.close();
+        const control = await this.#openLeading();
+        if (control !== undefined) return control;
       } catch (error) {
         this.#logger.debug({ err: error }, 'the control session is not back yet');
       }
@@ -230,6 +246,18 @@ class ControllerProcess implements Controller {
       'the lead is lost; holds are rolled back and left to the next active controller',
     );
     return undefined;
+  }
+
+  /** A session that leads, or none: one left open could get the lock later, and would keep it from us. */
+  async #openLeading(): Promise<ControlSession | undefined> {
+    const control = await this.#open();
+    let leads = false;
+    try {
+      leads = await control.tryLead();
+      return leads ? control : undefined;
+    } finally {
+      if (!leads) await control.close();
+    }
   }
 
   async #markPresent(control: ControlSession, version: string, strategy: string): Promise<void> {
@@ -253,6 +281,11 @@ class ControllerProcess implements Controller {
   }
 
   async #pause(ms: number): Promise<void> {
-    await delay(ms, undefined, { signal: this.#abort.signal }).catch(() => undefined);
+    await pause(ms, this.#abort.signal);
   }
+}
+
+/** Waits for `ms`, or until the signal is aborted. */
+async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  await delay(ms, undefined, { signal }).catch(() => undefined);
 }

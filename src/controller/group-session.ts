@@ -24,7 +24,7 @@ const ROLLBACK_MS = 5_000;
  * on the group; when it dies, by whatever hand, the server frees the lock and lets the traffic go on.
  */
 export class GroupSession {
-  readonly client: PoolClient;
+  readonly #client: PoolClient;
   #pid = 0;
   #lost: Error | undefined;
   #released = false;
@@ -36,9 +36,19 @@ export class GroupSession {
   };
 
   private constructor(client: PoolClient) {
-    this.client = client;
+    this.#client = client;
     client.on('error', this.#lose);
     client.on('end', this.#lose);
+  }
+
+  /**
+   * For the statements of the transaction.
+   *
+   * @throws Error once the transaction has ended: the session may be another group's by then.
+   */
+  get client(): PoolClient {
+    if (this.#released) throw new Error('the transaction of this group has ended');
+    return this.#client;
   }
 
   /** The server process. */
@@ -60,8 +70,8 @@ export class GroupSession {
     // The server's own bounds are not set yet, and a network that swallows everything has none.
     const watchdog = setTimeout(() => session.destroy(), BEGIN_MS);
     try {
-      await session.client.query('BEGIN ISOLATION LEVEL READ COMMITTED');
-      const { rows } = await session.client.query<{ locked: boolean; pid: number }>({
+      await session.#client.query('BEGIN ISOLATION LEVEL READ COMMITTED');
+      const { rows } = await session.#client.query<{ locked: boolean; pid: number }>({
         name: 'mpp-begin',
         text: BEGIN_GROUP,
         values: [
@@ -108,7 +118,7 @@ export class GroupSession {
     if (this.#released) return false;
     const watchdog = setTimeout(() => this.destroy(), ROLLBACK_MS);
     try {
-      await this.client.query('ROLLBACK');
+      await this.#client.query('ROLLBACK');
       this.#release();
       return true;
     } catch {
@@ -127,9 +137,9 @@ export class GroupSession {
   #release(destroy = false): void {
     if (this.#released) return;
     this.#released = true;
-    this.client.removeListener('error', this.#lose);
-    this.client.removeListener('end', this.#lose);
-    this.client.release(destroy || this.#lost !== undefined);
+    this.#client.removeListener('error', this.#lose);
+    this.#client.removeListener('end', this.#lose);
+    this.#client.release(destroy || this.#lost !== undefined);
   }
 }
 

@@ -1,6 +1,7 @@
 import type { Node, Transition } from '../mpp/abstract.js';
 import { attemptOf, markHolding } from '../tasks/finish.js';
 import { formatAddress } from '../tasks/task.js';
+import { boundsOf, growingDelay } from './bounds.js';
 import type { Hold } from './holds.js';
 import { persist } from './persist.js';
 import {
@@ -29,9 +30,13 @@ export async function holdTraffic(
     if (!(await rowsUnchanged(place, work))) return putBack(place, work, ROWS_CHANGED);
     holds.add(hold);
     session.onLost(() => place.onHoldLost(hold));
+  } else {
+    reason = await pauseMore(place, work, hold, transition.node);
   }
   if (transition.target) await retarget(place, work, hold, transition.target);
 
+  // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.
+  if (holds.get(task.groupid) !== hold) return { doubt: true, again: growingDelay(task.attempt) };
   const attempt = attemptOf(controller, task);
   const { nodeid } = transition.node;
   const remaining = await persist(() => markHolding(db, attempt, nodeid, reason));
@@ -42,6 +47,7 @@ export async function holdTraffic(
   }
   hold.attempts.push(attempt);
   holds.extend(hold, remaining);
+  if (work.hold) await session.bound(boundsOf(task, holds.remaining(hold)));
   const { original, target } = hold.node;
   work.log.info(
     {
@@ -75,6 +81,22 @@ async function pause(
   const { client } = session;
   const paused = await place.handler().pause(client, node, nodes, hold.pause, task.cooldownMs);
   return paused.reason;
+}
+
+/** A later report of a hold may ask for more than the one that opened it. */
+async function pauseMore(
+  place: Workplace,
+  work: Work,
+  hold: Hold,
+  node: Node,
+): Promise<string | null> {
+  const wanted = work.task.pause ?? place.pause;
+  if (hold.pause === 'none' && wanted !== 'none') {
+    hold.pause = wanted;
+    return pause(place, work, hold, node);
+  }
+  if (wanted !== 'all' || hold.pause === 'all') return null;
+  return `what waits is what the hold was opened for: ${hold.pause}`;
 }
 
 async function retarget(

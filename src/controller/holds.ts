@@ -7,7 +7,7 @@ import type { GroupSession } from './group-session.js';
 export interface Hold {
   readonly session: GroupSession;
   readonly groupid: number;
-  readonly pause: Pause;
+  pause: Pause;
   /** The group's rows when the hold opened, for the log. */
   readonly before: readonly Node[];
   node: HeldNode;

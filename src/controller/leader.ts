@@ -13,20 +13,14 @@ import { openSession, type Connection } from '../postgres/session.js';
 export class ControlSession {
   readonly client: pg.Client;
   readonly handler: AbstractMPPHandler;
-  #lost = false;
-  readonly #onLost: Promise<void>;
+  readonly #ended = new AbortController();
 
   private constructor(client: pg.Client, handler: AbstractMPPHandler) {
     this.client = client;
     this.handler = handler;
-    this.#onLost = new Promise((resolve) => {
-      const lose = (): void => {
-        this.#lost = true;
-        resolve();
-      };
-      client.on('error', lose);
-      client.on('end', lose);
-    });
+    const end = (): void => this.#ended.abort();
+    client.on('error', end);
+    client.on('end', end);
   }
 
   /**
@@ -66,13 +60,9 @@ export class ControlSession {
     }
   }
 
-  get lost(): boolean {
-    return this.#lost;
-  }
-
-  /** Resolves when the session has ended. */
-  async ended(): Promise<void> {
-    return this.#onLost;
+  /** Aborted when the session has ended, whoever ended it. */
+  get ended(): AbortSignal {
+    return this.#ended.signal;
   }
 
   /** @returns true when this session is now, or was already, that of the active controller. */
@@ -82,7 +72,7 @@ export class ControlSession {
   }
 
   async close(): Promise<void> {
-    this.#lost = true;
+    this.#ended.abort();
     await this.client.end().catch(() => undefined);
   }
 }

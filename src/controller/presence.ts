@@ -51,4 +51,4 @@ export async function forgetGone(control: ClientBase): Promise<void> {
 const FORGET = `
   DELETE FROM mpp_controllers AS c
   WHERE c.heartbeat_at < clock_timestamp() - interval '1 hour'
-    AND NOT EXISTS (SELECT FROM pg_stat_get_activity(c.backend_pid))`;
+    AND c.id IN (SELECT s.controller FROM mpp_status AS s WHERE s.state = 'gone')`;

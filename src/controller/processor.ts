@@ -1,4 +1,4 @@
-import type { Transition } from '../mpp/abstract.js';
+import type { HeldNode, Node, Transition } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { attemptOf, endTasks } from '../tasks/finish.js';
@@ -10,7 +10,7 @@ import { GroupSession } from './group-session.js';
 import { holdTraffic } from './hold-traffic.js';
 import type { Hold } from './holds.js';
 import { persist } from './persist.js';
-import { requeue, type Outcome, type Work, type Workplace } from './work.js';
+import { locksNodes, requeue, type Outcome, type Work, type Workplace } from './work.js';
 
 type Answer = Extract<Transition, { kind: 'discard' | 'fail' | 'nothing' }>;
 
@@ -62,7 +62,7 @@ export class Processor {
   ): Promise<Outcome> {
     const handler = this.#place.handler();
     const nodes = await handler.readNodes(session.client, task);
-    const transition = handler.plan(task, nodes, hold?.node ?? null);
+    const transition = handler.plan(task, nodes, hold ? this.#heldNode(hold, nodes) : null);
     const work: Work = { task, session, hold, nodes, log };
     switch (transition.kind) {
       case 'discard':
@@ -74,6 +74,14 @@ export class Processor {
       case 'change':
         return commitChange(this.#place, work, transition);
     }
+  }
+
+  /** Where nobody is kept from changing the primary's row, it is where it is now. */
+  #heldNode(hold: Hold, nodes: readonly Node[]): HeldNode {
+    const { node } = hold;
+    if (locksNodes(this.#place, hold)) return node;
+    const row = nodes.find(({ nodeid }) => nodeid === node.nodeid);
+    return row ? { ...node, original: row.address } : node;
   }
 
   /** Ends a task that changes nothing. A hold that is there stays. */

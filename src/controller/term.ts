@@ -1,4 +1,4 @@
-import type { Pool } from 'pg';
+import type { Pool, PoolClient } from 'pg';
 import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import { errorText } from '../postgres/session.js';
@@ -27,6 +27,8 @@ export interface TermOptions {
 /** How long a stop waits for a commit before it cancels it, in milliseconds. */
 const COMMIT_GRACE_MS = 5_000;
 const CANCEL_AGAIN_MS = 100;
+/** Batches that one heartbeat prunes, so that it is over long before the next. */
+const PRUNE_BATCHES = 5;
 
 /**
  * The work of the active controller: claim, run, look again. All it knows of the queue is in the
@@ -98,10 +100,12 @@ export class Term {
     await Promise.all(this.#holds.all().map((hold) => this.#end(hold, reason)));
   }
 
-  /** Deletes what has been finished for longer than the retention, in small batches. */
+  /** Deletes some of what has been finished for longer than the retention; the rest next time. */
   async prune(): Promise<void> {
     const { db, retentionMs } = this.#options;
-    while (!this.#stopping && (await pruneTasks(db, retentionMs)) > 0);
+    for (let batch = 0; batch < PRUNE_BATCHES && !this.#stopping; batch += 1) {
+      if ((await pruneTasks(db, retentionMs)) === 0) return;
+    }
   }
 
   async #run(): Promise<void> {
@@ -157,12 +161,7 @@ export class Term {
     if (active.length === 0) return true;
     if (active.length >= this.#options.maxHolds) return false;
     if (!(await othersWait(this.#options.db, active))) return false;
-    const session = await this.#options.db.connect();
-    try {
-      return await this.#handler.canHoldAnother(session);
-    } finally {
-      session.release();
-    }
+    return this.#withSession((session) => this.#handler.canHoldAnother(session));
   }
 
   #active(): number[] {
@@ -239,13 +238,21 @@ export class Term {
   }
 
   async #inspect(rebuildAt: string | null): Promise<void> {
+    this.#handler = await this.#withSession((session) => this.#options.mpp.inspect(session));
+    this.#rebuiltAt = rebuildAt;
+    this.#doubt = false;
+  }
+
+  async #withSession<T>(work: (session: PoolClient) => Promise<T>): Promise<T> {
     const session = await this.#options.db.connect();
     try {
-      this.#handler = await this.#options.mpp.inspect(session);
-      this.#rebuiltAt = rebuildAt;
-      this.#doubt = false;
-    } finally {
+      const result = await work(session);
       session.release();
+      return result;
+    } catch (error) {
+      // A session that has timed out may have its statement running still.
+      session.release(true);
+      throw error;
     }
   }
 

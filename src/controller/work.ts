@@ -57,7 +57,12 @@ export async function rowsUnchanged(place: Workplace, { task, nodes }: Work): Pr
   return sameNodes(committed, nodes);
 }
 
-/** Gives up what was done for a task, and takes it from the start again. */
+/** Whether a hold keeps everyone else from changing the catalog's rows, so that it may remember them. */
+export function locksNodes(place: Workplace, hold: Hold): boolean {
+  return hold.pause !== 'none' && place.handler().holdLocksNodes;
+}
+
+/** Gives up what was done for a task that is part of no hold, and takes it from the start again. */
 export async function putBack(place: Workplace, work: Work, reason: string): Promise<Outcome> {
   await work.session.rollback();
   await requeue(place, work.task, reason, PUT_BACK_DELAY_MS);

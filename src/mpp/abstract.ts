@@ -1,6 +1,15 @@
 import type { ClientBase } from 'pg';
 import type { Queryable } from '../postgres/queryable.js';
 import type { Address, Pause, Task } from '../tasks/task.js';
+import type {
+  BootstrapOptions,
+  GucChange,
+  GucPlan,
+  MPPSettings,
+  ReplicationSlot,
+  StepReport,
+  WantedGucs,
+} from './setup.js';
 
 /** A row of the catalog that says where a node is; for Citus, a row of pg_dist_node. */
 export interface Node {
@@ -61,6 +70,43 @@ export interface PauseResult {
 export interface AbstractMPP {
   /** Name in the log and in errors. */
   readonly name: string;
+
+  /**
+   * Checks what the settings say against what this database allows, without asking a server.
+   *
+   * @throws ConfigError naming the setting, its value and what to give.
+   */
+  validateConfig(settings: MPPSettings): void;
+
+  /**
+   * Makes a server ready. Each step looks first and changes only what is missing, so that it can be
+   * run again at any time, also by two at once.
+   *
+   * @param report called after each step
+   * @throws UnreachableError when there is no session, DatabaseStateError when a step fails; the
+   *   steps before it stay done.
+   */
+  bootstrap(options: BootstrapOptions, report: (step: StepReport) => void): Promise<void>;
+
+  /**
+   * Compares the server's parameters with what the database needs; changes nothing.
+   *
+   * @throws DatabaseStateError when this role may not see all that is needed to decide.
+   */
+  planGucs(session: ClientBase, wanted: WantedGucs): Promise<GucPlan>;
+
+  /**
+   * Writes changes to the server's configuration and reloads it; `GucState.needsRestart` tells which
+   * wait for a restart. What was written before an error stays.
+   */
+  applyGucs(session: ClientBase, changes: readonly GucChange[]): Promise<void>;
+
+  /**
+   * Whether a replication slot is the database's own, so that an HA manager must leave it alone.
+   *
+   * @param db a session that has our schema on its search_path.
+   */
+  ignoreReplicationSlot(db: Queryable, slot: ReplicationSlot): Promise<boolean>;
 
   /**
    * Looks at the server: is the database there, in which version, and what may this role do.

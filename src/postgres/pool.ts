@@ -1,5 +1,5 @@
 import pg from 'pg';
-import { sessionConfig, type Connection } from './session.js';
+import { sessionConfig, setUp, type Connection } from './session.js';
 
 export interface PoolOptions {
   /** Our schema; it comes first on the search_path, after pg_catalog. */
@@ -16,18 +16,21 @@ export interface PoolOptions {
 /** Sessions that find our objects without their schema, and only ours and PostgreSQL's own. */
 export function createPool(connection: Connection, options: PoolOptions): pg.Pool {
   const timeout = options.statementTimeoutMs;
+  const config = sessionConfig(connection, options.purpose);
   const pool = new pg.Pool({
-    ...sessionConfig(connection, options.purpose),
+    ...config,
     max: options.max,
     idleTimeoutMillis: 60_000,
     // pg-pool waits for the promise, though its types do not say so.
     // eslint-disable-next-line @typescript-eslint/no-misused-promises
     onConnect: async (client) => {
-      await client.query(SET_SEARCH_PATH, [options.schema]);
+      await setUp(client, config, {
+        schema: options.schema,
+        statementMs: timeout,
+        lockMs: timeout,
+      });
     },
-    ...(timeout === undefined
-      ? {}
-      : { statement_timeout: timeout, lock_timeout: timeout, query_timeout: timeout + 5_000 }),
+    ...(timeout === undefined ? {} : { query_timeout: timeout + 5_000 }),
   });
   pool.on('error', options.onIdleError);
   // A killed session can emit 'error' more than once, and an unheard one ends the process.

@@ -24,16 +24,22 @@ export function sessionConfig(connection: Connection, purpose: string): pg.Clien
 }
 
 /**
- * Opens one session.
+ * Opens one session. Its `statement_timeout` and `lock_timeout` are set by a statement once it is
+ * open: PgBouncer refuses a login with parameters that it does not know.
  *
- * @throws UnreachableError when the server cannot be reached or refuses the login.
+ * @throws UnreachableError when the server cannot be reached, refuses the login, or falls silent.
  */
 export async function openSession(connection: Connection, purpose: string): Promise<pg.Client> {
-  const client = new pg.Client(sessionConfig(connection, purpose));
+  const { statement_timeout, lock_timeout, ...login } = connection;
+  const config = sessionConfig(login, purpose);
+  const client = new pg.Client(config);
   // A killed session can emit 'error' more than once, and an unheard one ends the process.
   client.on('error', () => undefined);
   try {
     await client.connect();
+    if (statement_timeout || lock_timeout) {
+      await setUp(client, config, { statementMs: statement_timeout, lockMs: lock_timeout });
+    }
   } catch (error) {
     await client.end().catch(() => undefined);
     throw new UnreachableError(
@@ -43,6 +49,44 @@ export async function openSession(connection: Connection, purpose: string): Prom
   }
   return client;
 }
+
+/** What a session gets once it is open; what is left out stays as its role has it. Times in milliseconds. */
+export interface SetUp {
+  /** Our schema, for the search_path: only pg_catalog comes before it. */
+  readonly schema?: string;
+  readonly statementMs?: number | false | undefined;
+  readonly lockMs?: number | false | undefined;
+}
+
+/**
+ * Sets up a session that has just been opened. That is a part of connecting, and bounded like it: a
+ * server that falls silent right after the login would hang us otherwise.
+ */
+export async function setUp(
+  client: pg.ClientBase,
+  { connectionTimeoutMillis }: pg.ClientConfig,
+  { schema, statementMs, lockMs }: SetUp,
+): Promise<void> {
+  // The types of node-postgres know query_timeout for a whole session only.
+  const statement: pg.QueryConfig & Pick<pg.ClientConfig, 'query_timeout'> = {
+    text: SET_UP,
+    values: [schema ?? null, milliseconds(statementMs), milliseconds(lockMs)],
+    ...(connectionTimeoutMillis ? { query_timeout: connectionTimeoutMillis } : {}),
+  };
+  await client.query(statement);
+}
+
+function milliseconds(time: number | false | undefined): string | null {
+  return time ? `${Math.ceil(time)}ms` : null;
+}
+
+/** pg_temp comes last, so that it hides nothing. */
+const SET_UP = `
+  SELECT CASE WHEN $1::text IS NOT NULL
+           THEN set_config('search_path', format('%I, pg_temp', $1::text), false)
+         END,
+         CASE WHEN $2::text IS NOT NULL THEN set_config('statement_timeout', $2::text, false) END,
+         CASE WHEN $3::text IS NOT NULL THEN set_config('lock_timeout', $3::text, false) END`;
 
 /** Host, port and database for a message; never the password. */
 export function describeConnection(connection: Connection): string {

@@ -23,13 +23,21 @@ export function isVictim(error: unknown): boolean {
 }
 
 /**
- * True when no retry can mend it: the data itself is refused (class 22, 23) or the server cannot do
+ * True when no retry can mend it: the values themselves are refused or the server cannot do
  * this at all (0A). A missing right or function may be put right while we retry, so it is not here.
  */
 export function isHopeless(error: unknown): boolean {
   const state = sqlState(error);
-  return state !== undefined && /^(22|23|0A)/.test(state);
+  return state !== undefined && (/^(22|0A)/.test(state) || REFUSED_VALUES.has(state));
 }
+
+/** True when a unique value has come to be somebody else's. */
+export function isTaken(error: unknown): boolean {
+  return sqlState(error) === '23505';
+}
+
+/** NULL where none may be, and a failed check. A row that is there already may go: that is no refusal. */
+const REFUSED_VALUES = new Set(['23502', '23514']);
 
 /** idle_in_transaction_session_timeout, idle_session_timeout, transaction_timeout. */
 const SESSION_TIMEOUTS = new Set(['25P03', '57P05', '25P04']);

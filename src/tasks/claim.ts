@@ -211,6 +211,10 @@ const SWEEP = `
   )
   UPDATE mpp_tasks AS t
   SET status = change.status,
+      not_before = CASE
+        WHEN change.status = 'pending' AND t.attempt > 1
+          THEN clock_timestamp() + least(interval '30 s', interval '50 ms' * 2 ^ least(t.attempt, 20))
+      END,
       reason = CASE change.status
         WHEN 'expired' THEN format('still pending when its timeout of %s had passed', t.timeout)
         WHEN 'rolled_back' THEN 'the hold was lost and its deadline passed before it could be taken again'

@@ -1,5 +1,7 @@
 import type { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
+import { forgetGone } from '../../src/controller/presence.js';
+import { applicationName } from '../../src/postgres/session.js';
 import { claimTask, sweep } from '../../src/tasks/claim.js';
 import {
   completeTasks,
@@ -212,31 +214,78 @@ describe.each(SCHEMAS)('the log and the views, in schema $schema', ({ schema, da
     expect(await rowsOf(HOLDS)).toEqual([]);
   });
 
-  it('mpp_status shows who is active, who stands by, who is gone, and the backlog', async () => {
-    const STATUS = `SELECT controller, state, backlog::integer, holds::integer,
-                           oldest_pending > '0' AS waits FROM mpp_status ORDER BY controller`;
-    expect(await rowsOf(STATUS)).toEqual([
-      { controller: null, state: 'none', backlog: 0, holds: 0, waits: null },
-    ]);
-    const sessions = [await contract.session(), await contract.session()];
-    for (const [index, session] of sessions.entries()) {
-      await session.query(
-        `INSERT INTO mpp_controllers (id, host, pid, backend_pid, version)
-         VALUES ($1, 'h', 1, pg_backend_pid(), '0')`,
-        [`c${index}`],
-      );
+  describe('mpp_status', () => {
+    const STATUS = 'SELECT controller, state FROM mpp_status ORDER BY controller';
+
+    /** Registers a controller, with a session of its own as a controller's unless told otherwise. */
+    async function register(id: string, name = applicationName('control')): Promise<Client> {
+      const session = await contract.session();
+      await session.query("SELECT set_config('application_name', $1, false)", [name]);
+      await session.query(REGISTER, [id, null, '0']);
+      return session;
     }
-    await db.query(
-      "INSERT INTO mpp_controllers (id, host, pid, backend_pid, version) VALUES ('c2', 'h', 1, 2147483647, '0')",
-    );
-    await sessions[1]?.query('SELECT pg_advisory_lock(1297109066, 0)');
-    await hold(1);
-    await contract.report({ ...FINE, groupid: 2 });
-    const queue = { backlog: 1, holds: 1, waits: true };
-    expect(await rowsOf(STATUS)).toEqual([
-      { controller: 'c0', state: 'standby', ...queue },
-      { controller: 'c1', state: 'active', ...queue },
-      { controller: 'c2', state: 'gone', ...queue },
-    ]);
+
+    it('shows who is active, who stands by, who is gone, and the backlog', async () => {
+      const QUEUE = `SELECT controller, state, backlog::integer, holds::integer,
+                            oldest_pending > '0' AS waits FROM mpp_status ORDER BY controller`;
+      expect(await rowsOf(QUEUE)).toEqual([
+        { controller: null, state: 'none', backlog: 0, holds: 0, waits: null },
+      ]);
+      await register('c0');
+      const active = await register('c1');
+      await db.query(REGISTER, ['c2', 2147483647, '0']);
+      await active.query('SELECT pg_advisory_lock(1297109066, 0)');
+      await hold(1);
+      await contract.report({ ...FINE, groupid: 2 });
+      const queue = { backlog: 1, holds: 1, waits: true };
+      expect(await rowsOf(QUEUE)).toEqual([
+        { controller: 'c0', state: 'standby', ...queue },
+        { controller: 'c1', state: 'active', ...queue },
+        { controller: 'c2', state: 'gone', ...queue },
+      ]);
+      await active.end();
+    });
+
+    it('takes nobody for alive whose pid the server has given to another session', async () => {
+      await register('old', 'psql');
+      const { rows } = await db.query('SELECT pid FROM pg_stat_activity WHERE datid IS NULL');
+      expect(rows).not.toEqual([]);
+      await db.query(REGISTER, ['older', (rows[0] as { pid: number }).pid, '1 day']);
+      expect(await rowsOf(STATUS)).toEqual([
+        { controller: 'old', state: 'gone' },
+        { controller: 'older', state: 'gone' },
+      ]);
+      await forgetGone(db);
+      expect(await rowsOf(STATUS)).toEqual([{ controller: 'old', state: 'gone' }]);
+    });
+
+    it('takes nobody for active or standby whose pid another controller has now', async () => {
+      const session = await register('new');
+      const { rows } = await session.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+      await db.query(REGISTER, ['old', rows[0]?.pid, '1 day']);
+      const states = (state: string) => [
+        { controller: 'new', state },
+        { controller: 'old', state: 'gone' },
+      ];
+      expect(await rowsOf(STATUS)).toEqual(states('standby'));
+      await session.query('SELECT pg_advisory_lock(1297109066, 0)');
+      expect(await rowsOf(STATUS)).toEqual(states('active'));
+      await forgetGone(db);
+      expect(await rowsOf(STATUS)).toEqual([{ controller: 'new', state: 'active' }]);
+      await session.end();
+    });
+
+    it('tells an operator who is no superuser the same', async () => {
+      await register('c0');
+      const user = `the_operator_of_${database}`;
+      await db.query(`CREATE ROLE ${user} LOGIN IN ROLE mpp_operator`);
+      const operator = await contract.session({ user });
+      expect((await operator.query(STATUS)).rows).toEqual([{ controller: 'c0', state: 'standby' }]);
+    });
   });
 });
+
+/** With a NULL as pid, the session that registers; the mark is as old as the last parameter says. */
+const REGISTER = `
+  INSERT INTO mpp_controllers (id, host, pid, backend_pid, version, heartbeat_at)
+  VALUES ($1, 'h', 1, coalesce($2, pg_backend_pid()), '0', clock_timestamp() - $3::interval)`;

@@ -89,6 +89,21 @@ describe.each(SCHEMAS)('who waits, in schema $schema', ({ schema, database }) =>
     expect((await request.answer).status).toBe('pending');
   });
 
+  it('waits as long as by default when the time is NULL, not for ever', async () => {
+    const { rows } = await db.query<{ text: string }>(
+      "SELECT pg_get_functiondef('mpp_wait'::regproc) AS text",
+    );
+    const original = rows[0]?.text ?? '';
+    // A default that a test can wait for.
+    await db.query(original.replaceAll('30 seconds', '30 ms'));
+    try {
+      const id = await contract.report(FINE);
+      expect(await (await call(WAIT, [id, null])).answer).toEqual({ status: 'pending' });
+    } finally {
+      await db.query(original);
+    }
+  }, 10_000);
+
   it('pins no snapshot: what it holds back moves on while it waits', async () => {
     const id = await contract.report(FINE);
     const { pid, answer } = await call(WAIT, [id, '1 min']);

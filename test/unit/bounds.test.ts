@@ -40,8 +40,9 @@ describe('boundsOf', () => {
     expect(boundsOf(task({ resumed: true })).idleMs).toBe(29_000 + SERVER_GRACE_MS);
   });
 
-  it('never shortens the hold that a task is part of', () => {
+  it('leaves the hold that a task is part of what it has: only an acknowledgement changes that', () => {
     expect(boundsOf(task({ timeoutMs: 1_000 }), 25_000).idleMs).toBe(25_000 + SERVER_GRACE_MS);
+    expect(boundsOf(task({ timeoutMs: 90_000 }), 25_000).idleMs).toBe(25_000 + SERVER_GRACE_MS);
   });
 
   it('lets force act before a lock times out, and a before_ task run no longer than it is of use', () => {
@@ -75,17 +76,20 @@ describe('retryDelay', () => {
     expect(retryDelay(task({ event }), new Error('the session was lost'))).toBeUndefined();
   });
 
-  it.each(['22023', '23505', '0A000'])('gives up a fact that no retry can mend: %s', (code) => {
+  it.each(['22023', '23514', '0A000'])('gives up a fact that no retry can mend: %s', (code) => {
     expect(retryDelay(task({ event: 'after_promote' }), databaseError(code))).toBeUndefined();
   });
 
-  it.each(['55000', '55P03', '57014', '42501', '08006'])('retries a fact after %s', (code) => {
-    const attempts = [1, 2, 3, 9, 10, 1_000];
-    const delays = attempts.map((attempt) =>
-      retryDelay(task({ event: 'after_promote', attempt }), databaseError(code)),
-    );
-    expect(delays).toEqual([100, 200, 400, 25_600, 30_000, 30_000]);
-  });
+  it.each(['55000', '55P03', '57014', '42501', '08006', '23505'])(
+    'retries a fact after %s',
+    (code) => {
+      const attempts = [1, 2, 3, 9, 10, 1_000];
+      const delays = attempts.map((attempt) =>
+        retryDelay(task({ event: 'after_promote', attempt }), databaseError(code)),
+      );
+      expect(delays).toEqual([100, 200, 400, 25_600, 30_000, 30_000]);
+    },
+  );
 
   it('grows and stays bounded', () => {
     fc.assert(

@@ -94,6 +94,16 @@ describe('unknownVariables', () => {
     };
     expect(unknownVariables(env)).toEqual(['MPP_MAX_HOLD']);
   });
+
+  it('finds what this version does not do, so that nobody relies on it', () => {
+    const names = ['MPP_DATABASES', 'MPP_HTTP', 'MPP_TOPOLOGY'];
+    const env = Object.fromEntries(names.map((name) => [name, 'x']));
+    expect(unknownVariables(env)).toEqual(names);
+  });
+
+  it('is quiet about what the tests and the demo read', () => {
+    expect(unknownVariables({ MPP_PG_BIN: 'x', MPP_PG_MAJOR: 'x', MPP_STANDIN: 'x' })).toEqual([]);
+  });
 });
 
 describe('DATABASE_URL', () => {

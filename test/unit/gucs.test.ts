@@ -6,8 +6,8 @@ import {
   planGucs,
   preloadsCitus,
   type CurrentGucs,
-  type GucState,
 } from '../../src/mpp/citus/gucs.js';
+import type { GucState } from '../../src/mpp/setup.js';
 
 const RIGHT: CurrentGucs['values'] = {
   shared_preload_libraries: 'citus',

@@ -20,7 +20,7 @@ describe('what an error means', () => {
     { code: '40P01', what: 'a deadlock', is: 'victim' },
     { code: '40001', what: 'a conflict of snapshots', is: 'victim' },
     { code: '22023', what: 'a value that is refused', is: 'hopeless' },
-    { code: '23505', what: 'an address that is there already', is: 'hopeless' },
+    { code: '23514', what: 'a value that a check refuses', is: 'hopeless' },
     { code: '0A000', what: 'something the server cannot do', is: 'hopeless' },
     { code: '55000', what: 'metadata that is not in sync', is: 'neither' },
     { code: '55P03', what: 'a lock that did not come in time', is: 'neither' },

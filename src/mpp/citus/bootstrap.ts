@@ -1,33 +1,13 @@
-import { BOOTSTRAP_LOCK } from '../../postgres/locks.js';
 import type pg from 'pg';
 import { DatabaseStateError, MppError, UnreachableError } from '../../errors.js';
+import { isDuplicate, openDatabase } from '../../postgres/database.js';
+import { BOOTSTRAP_LOCK } from '../../postgres/locks.js';
 import { applyMigrations } from '../../postgres/migrate.js';
-import { errorText, openSession, type Connection } from '../../postgres/session.js';
+import { errorText, openSession } from '../../postgres/session.js';
 import { isSessionLost, sqlState } from '../../postgres/sqlstate.js';
-import { isDuplicate, openDatabase } from './database.js';
+import type { BootstrapOptions, StepReport } from '../setup.js';
 import { grantCitusFunctions } from './grants.js';
 import { preloadsCitus } from './gucs.js';
-
-export interface BootstrapOptions {
-  /** The database to make; whoever connects must be a superuser, as Citus demands. */
-  readonly connection: Connection;
-  readonly schema: string;
-  /** How long migrations wait for their lock, in milliseconds. */
-  readonly migrateTimeoutMs: number;
-  /** What nodes authenticate with at each other, as pg_dist_authinfo takes it. A secret. */
-  readonly authinfo: string | undefined;
-  /** Where workers reach the coordinator. Without a port, the server's own. */
-  readonly coordinator: { readonly host: string; readonly port: number | undefined };
-  /** True for a worker: only the database, the extension and the credentials. */
-  readonly worker: boolean;
-}
-
-/** What became of one step. */
-export interface StepReport {
-  readonly step: string;
-  readonly outcome: 'done' | 'already there';
-  readonly detail: string;
-}
 
 type Outcome = Pick<StepReport, 'outcome' | 'detail'>;
 

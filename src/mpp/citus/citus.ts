@@ -1,6 +1,9 @@
 import type { ClientBase } from 'pg';
 import { DatabaseStateError } from '../../errors.js';
 import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
+import { bootstrap } from './bootstrap.js';
+import { validateConfig } from './config.js';
+import { applyGucs, currentGucs, planGucs, readGucs } from './gucs.js';
 import { applyStep, readNodes } from './nodes.js';
 import {
   demotedRow,
@@ -9,6 +12,7 @@ import {
   type PauseStrategy,
   type StrategyName,
 } from './pauses.js';
+import { ignoreReplicationSlot } from './slots.js';
 import { planTransition } from './transition.js';
 
 /** What the server offers to this role. */
@@ -23,6 +27,14 @@ interface Features {
 export function createCitus(options: { strategy: StrategyName | 'auto' }): AbstractMPP {
   return {
     name: 'citus',
+    validateConfig,
+    bootstrap,
+    async planGucs(session, wanted) {
+      const states = await readGucs(session);
+      return { states, changes: planGucs(currentGucs(states), wanted) };
+    },
+    applyGucs,
+    ignoreReplicationSlot,
     async inspect(session) {
       const features = await readFeatures(session);
       return createHandler(chooseStrategy(options.strategy, features), features.version);

@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { DatabaseStateError } from '../../errors.js';
+import type { GucChange, GucState, GucStates, WantedGucs } from '../setup.js';
 
 /** The parameters that Citus needs set, in the order in which they are shown. */
 export const GUC_NAMES = [
@@ -9,25 +10,12 @@ export const GUC_NAMES = [
   'citus.local_hostname',
 ] as const;
 
-export type GucName = (typeof GUC_NAMES)[number];
+type GucName = (typeof GUC_NAMES)[number];
 
 /** What a server has: each value as it will be after a restart, null where there is none. */
 export interface CurrentGucs {
   readonly values: Readonly<Record<GucName, string | null>>;
   readonly maxConnections: number;
-}
-
-/** What a server is to have, beyond what Citus always needs. */
-export interface WantedGucs {
-  readonly localHostname: string;
-}
-
-/** One parameter that differs. */
-export interface GucChange {
-  readonly name: GucName;
-  readonly current: string | null;
-  /** More than one only for a parameter that is a list. */
-  readonly wanted: readonly string[];
 }
 
 /**
@@ -74,26 +62,13 @@ function isCitus(library: string): boolean {
   return /^(.*\/)?citus(\.so)?$/.test(library);
 }
 
-/** A parameter as the server has it. */
-export interface GucState {
-  readonly name: GucName | 'max_connections';
-  readonly running: string | null;
-  /** As the files have it; null when they don't, or when this role may not look. */
-  readonly configured: string | null;
-  readonly pendingRestart: boolean;
-  /** Given when the server was started (`-c`): files, and so ALTER SYSTEM, have no effect. */
-  readonly onCommandLine: boolean;
-  /** False where it can be reloaded. True for a parameter that nobody knows until Citus is loaded. */
-  readonly needsRestart: boolean;
-}
-
 /**
  * Reads the parameters that `planGucs` looks at, one row each, known to the server or not.
  *
  * @throws DatabaseStateError `HIDDEN_GUCS` when this role may not see all of them: planned without
  *   the libraries that are there, a change would drop them.
  */
-export async function readGucs(client: pg.ClientBase): Promise<Map<GucState['name'], GucState>> {
+export async function readGucs(client: pg.ClientBase): Promise<GucStates> {
   const allowed = await client.query<{ allowed: boolean }>(
     "SELECT has_table_privilege('pg_file_settings', 'SELECT') AS allowed",
   );
@@ -113,8 +88,8 @@ export async function readGucs(client: pg.ClientBase): Promise<Map<GucState['nam
  * The values as they will be after a restart: what the files say where a restart is pending, so that
  * a change that was made once is not asked for again.
  */
-export function currentGucs(states: ReadonlyMap<GucState['name'], GucState>): CurrentGucs {
-  const value = (name: GucState['name']): string | null => {
+export function currentGucs(states: GucStates): CurrentGucs {
+  const value = (name: GucName | 'max_connections'): string | null => {
     const state = states.get(name);
     if (state === undefined) return null;
     const wins = state.running === null || state.pendingRestart;

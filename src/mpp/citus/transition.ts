@@ -30,9 +30,11 @@ export function planTransition(
       return planPromote(report, nodes, primary, held);
     case 'after_promote':
       if (found === undefined || primary === undefined) {
-        return refuseTaken(report, nodes) ?? planRegistration(report, rows);
+        return refuseTaken(report, [], nodes) ?? planRegistration(report, rows);
       }
-      return refuseTaken(report, nodes) ?? planCommit(report, nodes, rows, found, primary, held);
+      return (
+        refuseTaken(report, [], nodes) ?? planCommit(report, nodes, rows, found, primary, held)
+      );
   }
 }
 
@@ -90,13 +92,19 @@ function planCommit(
     return { kind: 'change', nodeid: primary.nodeid, steps: move, followUp: rest.length > 0 };
   }
   if (rest.length > 0) {
-    return { kind: 'change', nodeid: primary.nodeid, steps: rest, followUp: false };
+    // Not before the primary has moved: a wrong secondary must not keep the traffic waiting.
+    const refused = refuseTaken(report, report.secondaries ?? [], nodes);
+    return refused ?? { kind: 'change', nodeid: primary.nodeid, steps: rest, followUp: false };
   }
   return nothing(primary, 'pg_dist_node says so already');
 }
 
-function refuseTaken(report: Report, nodes: readonly Node[]): Transition | undefined {
-  const stranger = [report.address, ...(report.secondaries ?? [])]
+function refuseTaken(
+  report: Report,
+  secondaries: readonly Address[],
+  nodes: readonly Node[],
+): Transition | undefined {
+  const stranger = [report.address, ...secondaries]
     .map((address) => occupant({ ...report, address }, nodes))
     .find((node) => node !== undefined);
   return stranger && { kind: 'fail', reason: taken(stranger.address, stranger) };

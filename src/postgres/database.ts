@@ -1,7 +1,7 @@
 import pg from 'pg';
-import { UnreachableError } from '../../errors.js';
-import { openSession, type Connection } from '../../postgres/session.js';
-import { sqlState } from '../../postgres/sqlstate.js';
+import { UnreachableError } from '../errors.js';
+import { openSession, type Connection } from './session.js';
+import { sqlState } from './sqlstate.js';
 
 /**
  * Opens a session in the database of `connection`, which is made where it is missing.

@@ -1,0 +1,15 @@
+import type { AbstractMPP } from './abstract.js';
+import { createCitus } from './citus/citus.js';
+import type { MPPSettings } from './setup.js';
+
+/**
+ * The MPP database that the settings name. There is one kind so far, Citus; nothing outside this
+ * folder knows which it is.
+ *
+ * @throws ConfigError when the settings do not fit it.
+ */
+export function createMPP(settings: MPPSettings): AbstractMPP {
+  const mpp = createCitus({ strategy: settings.strategy });
+  mpp.validateConfig(settings);
+  return mpp;
+}
