@@ -14,6 +14,15 @@ export function attemptOf(controller: string, task: Task): Attempt {
   return { controller, id: task.id, attempt: task.attempt };
 }
 
+/** As $1 to $3: the ids, their attempts, and the one controller that has them all. */
+function valuesOf(attempts: readonly Attempt[]): [string[], number[], string | undefined] {
+  return [
+    attempts.map(({ id }) => id),
+    attempts.map(({ attempt }) => attempt),
+    attempts[0]?.controller,
+  ];
+}
+
 /**
  * Acknowledges a before_ task or suspect: the traffic of its group waits.
  *
@@ -79,13 +88,7 @@ export async function completeTasks(
   const { rowCount } = await transaction.query({
     name: 'mpp-complete',
     text: COMPLETE,
-    values: [
-      attempts.map(({ id }) => id),
-      attempts.map(({ attempt }) => attempt),
-      attempts[0]?.controller,
-      end.nodeid,
-      end.reason,
-    ],
+    values: [...valuesOf(attempts), end.nodeid, end.reason],
   });
   return rowCount === attempts.length;
 }
@@ -108,14 +111,7 @@ export async function endTasks(
   await db.query({
     name: 'mpp-end',
     text: END,
-    values: [
-      attempts.map(({ id }) => id),
-      attempts.map(({ attempt }) => attempt),
-      attempts[0]?.controller,
-      end.status,
-      end.nodeid ?? null,
-      end.reason,
-    ],
+    values: [...valuesOf(attempts), end.status, end.nodeid ?? null, end.reason],
   });
 }
 
@@ -138,13 +134,7 @@ export async function requeueTasks(
   await db.query({
     name: 'mpp-requeue',
     text: REQUEUE,
-    values: [
-      attempts.map(({ id }) => id),
-      attempts.map(({ attempt }) => attempt),
-      attempts[0]?.controller,
-      reason,
-      delayMs,
-    ],
+    values: [...valuesOf(attempts), reason, delayMs],
   });
 }
 
@@ -168,11 +158,7 @@ export async function stillHolding(
   const { rows } = await db.query<{ id: string }>({
     name: 'mpp-still-holding',
     text: STILL_HOLDING,
-    values: [
-      attempts.map(({ id }) => id),
-      attempts.map(({ attempt }) => attempt),
-      attempts[0]?.controller,
-    ],
+    values: [...valuesOf(attempts)],
   });
   return new Set(rows.map(({ id }) => id));
 }
