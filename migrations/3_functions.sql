@@ -145,7 +145,10 @@ BEGIN
     UPDATE mpp_tasks AS t
     SET status = 'rolled_back', reason = format('released by %s', session_user)
     WHERE t.groupid = $1
-      AND (t.status = 'holding' OR (t.status = 'claimed' AND t.event <> 'after_promote'));
+      AND (t.status = 'holding'
+           OR (t.event <> 'after_promote'
+               -- Being taken, or lost and about to be taken again.
+               AND (t.status = 'claimed' OR (t.status = 'pending' AND t.deadline IS NOT NULL))));
     held := FOUND;
     BEGIN
         PERFORM pg_terminate_backend(l.pid)
