@@ -66,8 +66,9 @@ function explanation(act: Act): string[] {
   lines.push(
     `Rows acknowledged ${acknowledged}, found ${found}${
       perhaps > 0 ? ` (${statements(perhaps, 'INSERT')} lost the answer)` : ''
-    }.${found < acknowledged ? ' Replication is asynchronous: a crash loses its tail.' : ''}`,
+    }.`,
   );
+  if (found < acknowledged) lines.push('Replication is asynchronous: a crash loses its tail.');
   return ['', ...lines.map((line) => `  ${line}`)];
 }
 
