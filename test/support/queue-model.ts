@@ -78,6 +78,11 @@ export class QueueModel {
     for (const task of this.running(groupid)) {
       if (task.status === 'holding' || task.event !== 'after_promote') task.status = 'rolled_back';
     }
+    for (const task of this.tasks.filter((each) => each.groupid === groupid)) {
+      // Lost, and about to be taken again.
+      const lost = task.status === 'pending' && task.wasHeld && task.event !== 'after_promote';
+      if (lost) task.status = 'rolled_back';
+    }
   }
 
   /** @param ours groups whose running tasks have a living controller. */
