@@ -1,11 +1,12 @@
 import { formatTable } from '../src/commands/table.js';
-import { errorText } from '../src/postgres/session.js';
 import { runCli } from '../test/support/cli.js';
 import { ControllerProcess } from '../test/support/controller-process.js';
 import { startCluster, type Cluster, type Server } from '../test/support/servers/index.js';
 import { prepareCluster } from '../test/support/standin/prepare.js';
 import { BareProcess } from './bare-process.js';
 import { BARE_CONTRACT, BARE_SCHEMA, type Strategy } from './bare-script.js';
+import { bench, serversText } from './bench.js';
+import { percentile } from './figures.js';
 import { CONTROLLER_CONTRACT, Reporter, type Target } from './reporter.js';
 
 const WARM_UP_ROUNDS = 50;
@@ -49,14 +50,9 @@ function chosenStrategies(wanted: string | undefined): readonly Strategy[] {
   throw new Error(`MPP_STRATEGY is '${wanted}'; this measures ${STRATEGIES.join(' and ')}`);
 }
 
-async function heading({ coordinator, testBed, hasCitus }: Cluster): Promise<string> {
-  const version = await coordinator.withSession(async (session) => {
-    const { rows } = await session.query<{ version: string }>('SELECT citus_version() AS version');
-    return rows[0]?.version.split(' ').slice(0, 2).join(' ');
-  });
-  const citus = hasCitus ? version : 'the stand-in for Citus';
+async function heading(cluster: Cluster): Promise<string> {
   return (
-    `PostgreSQL ${testBed.binaries.version} with ${citus ?? 'Citus'}, ` +
+    `${await serversText(cluster)}, ` +
     `${ROUNDS} rounds after ${WARM_UP_ROUNDS} to warm up; from report to acknowledged hold`
   );
 }
@@ -116,12 +112,6 @@ function resultText(strategy: Strategy, { controller, bare }: Samples): string {
   return `${strategy}\n${formatTable(['', 'CONTROLLER', 'BARE SCRIPT', 'RATIO'], rows)}`;
 }
 
-/** The smallest sample that at least `percent` of 100 samples do not exceed. */
-function percentile(samples: readonly number[], percent: number): number {
-  const sorted = samples.toSorted((a, b) => a - b);
-  return sorted[Math.ceil((percent / 100) * sorted.length) - 1] ?? Number.NaN;
-}
-
 function ms(value: number): string {
   return `${value.toFixed(2)} ms`;
 }
@@ -131,9 +121,4 @@ const NODEID = `
   FROM pg_dist_node
   WHERE groupid = $1 AND noderole = 'primary' AND nodecluster = 'default'`;
 
-try {
-  await main();
-} catch (error) {
-  process.stderr.write(`hold-latency: ${errorText(error)}\n`);
-  process.exitCode = 1;
-}
+await bench('hold-latency', main);

@@ -3,7 +3,9 @@ import { connectionFromUrl } from './database-url.js';
 import { DURATION_FORM, formatDuration, parseDuration } from './duration.js';
 import { ConfigError } from './errors.js';
 import { LOG_LEVELS } from './observe/logger.js';
+import { nodeCredentials, type NodeCredentials } from './postgres/node-connection.js';
 import type { Connection } from './postgres/session.js';
+import { isEndpoints, parseEndpoints } from './topology/patroni/endpoints.js';
 
 /** One setting: an environment variable and the flag of the same name. */
 export interface Setting<T> {
@@ -19,8 +21,9 @@ export interface Setting<T> {
 const DAY = 86_400_000;
 
 /**
- * Every setting there is, in the order of the help. DATABASE_URL and MPP_AUTHINFO stand apart and have
- * no flag: they may carry a password, and a flag can be read by everybody in the list of processes.
+ * Every setting there is, in the order of the help. DATABASE_URL, MPP_NODE_URL, MPP_PATRONI_AUTH and
+ * MPP_AUTHINFO stand apart and have no flag: they may carry a password, and a flag can be read by
+ * everybody in the list of processes.
  */
 export const SETTINGS = {
   schema: {
@@ -40,7 +43,7 @@ export const SETTINGS = {
     env: 'MPP_STRATEGY',
     default: 'auto',
     description: 'how a hold makes traffic wait; auto takes the best that the server has',
-    ...choice('auto', 'pause-node', 'demoted-row'),
+    ...choice('auto', 'shard-locks', 'pause-node', 'demoted-row'),
   },
   maxHolds: {
     env: 'MPP_MAX_HOLDS',
@@ -79,6 +82,63 @@ export const SETTINGS = {
     description: 'how long migrations wait for their lock',
     ...duration(1, DAY),
   },
+  topology: {
+    env: 'MPP_TOPOLOGY',
+    default: 'table',
+    description:
+      'what tells of the cluster beside hooks: probe asks the nodes, patroni its REST API',
+    accepts: 'table, probe and patroni, one or several with commas between; table is always on',
+    schema: z
+      .string()
+      .transform((text) => text.split(',').map((name) => name.trim()))
+      .pipe(z.array(z.enum(['table', 'probe', 'patroni'])))
+      .transform((names) => Object.freeze([...new Set(['table' as const, ...names])])),
+  },
+  memberTtlMs: {
+    env: 'MPP_MEMBER_TTL',
+    default: '30s',
+    description: 'how long a report of a node counts; older ones are stale',
+    ...duration(200, DAY),
+  },
+  probeIntervalMs: {
+    env: 'MPP_PROBE_INTERVAL',
+    default: '1s',
+    description: 'how often the probe asks each node; a lost connection it sees at once',
+    ...duration(50, DAY),
+  },
+  probeTimeoutMs: {
+    env: 'MPP_PROBE_TIMEOUT',
+    default: '2s',
+    description: 'how long a node may take to answer the probe',
+    ...duration(10, 3_600_000),
+  },
+  probeSuspect: {
+    env: 'MPP_PROBE_SUSPECT',
+    default: 'off',
+    description: 'on: a primary that refuses or drops the connection of the probe is held at once',
+    ...choice('off', 'on'),
+  },
+  patroni: {
+    env: 'MPP_PATRONI',
+    default: '',
+    description: "REST endpoints of each group's Patroni: 1=http://a:8008,http://b:8008;2=...",
+    ...optional({
+      accepts: 'group=URL,URL;group=URL with http or https URLs and no user in them',
+      schema: z.string().refine(isEndpoints).transform(parseEndpoints),
+    }),
+  },
+  patroniIntervalMs: {
+    env: 'MPP_PATRONI_INTERVAL',
+    default: '2s',
+    description: 'how often Patroni is asked, and how long it may take to answer',
+    ...duration(50, DAY),
+  },
+  patroniCa: {
+    env: 'MPP_PATRONI_CA',
+    default: '',
+    description: 'PEM file of the authority that signs the certificates of Patroni',
+    ...optional({ accepts: 'the path of a file', schema: z.string() }),
+  },
   logLevel: {
     env: 'MPP_LOG_LEVEL',
     default: 'info',
@@ -116,11 +176,17 @@ type Values = { readonly [K in SettingName]: z.output<(typeof SETTINGS)[K]['sche
 export interface Settings extends Values {
   /** From DATABASE_URL. Without one it is empty, and node-postgres reads the PG* variables. */
   readonly connection: Connection;
+  /** How nodes other than the server of `connection` are logged in to: MPP_NODE_URL, or as there. */
+  readonly node: NodeCredentials;
+  /** `user:password` for Patroni's REST API, from MPP_PATRONI_AUTH. */
+  readonly patroniAuth: string | undefined;
 }
 
 /** Variables of bootstrap, the tests and the demo: no settings with a flag, no mistakes either. */
 const OTHER_VARIABLES: readonly string[] = [
   'MPP_AUTHINFO',
+  'MPP_NODE_URL',
+  'MPP_PATRONI_AUTH',
   'MPP_PG_BIN',
   'MPP_PG_MAJOR',
   'MPP_STANDIN',
@@ -145,7 +211,12 @@ export function loadSettings(
   ) as Values;
   const url = env['DATABASE_URL'];
   const connection = url === undefined || url === '' ? {} : connectionFromUrl(url);
-  return Object.freeze({ ...values, connection: Object.freeze(connection) });
+  return Object.freeze({
+    ...values,
+    connection: Object.freeze(connection),
+    node: nodeCredentials(connection, env['MPP_NODE_URL']),
+    patroniAuth: env['MPP_PATRONI_AUTH'] || undefined,
+  });
 }
 
 /** MPP_* variables that mean nothing here: most likely a slip of the pen, worth a warning. */

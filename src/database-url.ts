@@ -13,16 +13,17 @@ const FORM = 'a URL such as postgresql://user@host:5432/database';
  * it: over the application_name by which our sessions are known, and over the database. Its own parser
  * does the work, so that sockets, percent-encoding and ssl parameters mean what they mean elsewhere.
  *
+ * @param variable where the URL comes from, for errors.
  * @throws ConfigError when it cannot be read. The message never has any part of the URL in it.
  */
-export function connectionFromUrl(url: string): Connection {
+export function connectionFromUrl(url: string, variable = 'DATABASE_URL'): Connection {
   if (!/^(postgres(ql)?:\/\/|socket:|\/)/.test(url)) {
-    throw new ConfigError(`DATABASE_URL is not a connection URL; give ${FORM}`);
+    throw new ConfigError(`${variable} is not a connection URL; give ${FORM}`);
   }
-  const client = readUrl(url);
+  const client = readUrl(url, variable);
   const { host, port, user, database, password, ssl } = client;
   if (!Number.isInteger(port) || port < 1 || port > 65_535) {
-    throw new ConfigError('DATABASE_URL has a wrong port; give a number from 1 to 65535');
+    throw new ConfigError(`${variable} has a wrong port; give a number from 1 to 65535`);
   }
   const parameters = new URLSearchParams(url.split('?')[1]);
   const options = parameters.get('options');
@@ -40,15 +41,15 @@ export function connectionFromUrl(url: string): Connection {
   };
 }
 
-function readUrl(url: string): pg.Client {
+function readUrl(url: string, variable: string): pg.Client {
   try {
     return new pg.Client({ connectionString: url });
   } catch (error) {
     // A certificate file is read at once; its path is no secret, the rest of the URL may be.
     const path = error instanceof Error && 'path' in error ? error.path : undefined;
     if (typeof path === 'string') {
-      throw new ConfigError(`DATABASE_URL names a file that cannot be read: ${path}`);
+      throw new ConfigError(`${variable} names a file that cannot be read: ${path}`);
     }
-    throw new ConfigError(`DATABASE_URL cannot be read; give ${FORM}, special characters as %xx`);
+    throw new ConfigError(`${variable} cannot be read; give ${FORM}, special characters as %xx`);
   }
 }

@@ -38,6 +38,14 @@ export class DatabaseStateError extends MppError {
   }
 }
 
+/** A session broke in the middle of its work: the same can be done on another. */
+export class SessionLostError extends MppError {
+  override readonly name = 'SessionLostError';
+  constructor(message: string, cause?: unknown) {
+    super('SESSION_LOST', message, { cause, retryable: true });
+  }
+}
+
 /** No session with the database could be had, or it was lost. */
 export class UnreachableError extends MppError {
   override readonly name = 'UnreachableError';

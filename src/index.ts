@@ -10,8 +10,12 @@ export type {
   AbstractMPPHandler,
   HeldNode,
   Node,
-  PauseResult,
+  PauseMeans,
+  PauseRequest,
+  Pausing,
   Step,
+  TrafficControl,
+  TrafficOptions,
   Transition,
 } from './mpp/abstract.js';
 export { createMPP } from './mpp/index.js';

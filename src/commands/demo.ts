@@ -15,7 +15,7 @@ interface DemoModule {
 export function demoCommand(io: Io): Command {
   return new Command('demo')
     .description(
-      'switch a worker over and crash another, on servers of its own, and show what happens',
+      'switch a worker over and crash it under traffic, on servers of its own, and count what fails',
     )
     .option('--keep', 'leave it running at the end, and say how to connect')
     .action(async (options: { keep?: boolean }) => {

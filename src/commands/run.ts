@@ -14,6 +14,14 @@ const USES = [
   'heartbeatMs',
   'pollMs',
   'retentionMs',
+  'topology',
+  'memberTtlMs',
+  'probeIntervalMs',
+  'probeTimeoutMs',
+  'probeSuspect',
+  'patroni',
+  'patroniIntervalMs',
+  'patroniCa',
   'logLevel',
 ] as const;
 

@@ -51,6 +51,14 @@ export function settingsHelp(): string {
       text: ['postgresql://user@host:5432/database; without it the PG* variables', 'no flag'],
     },
     ...rows,
+    {
+      title: 'MPP_NODE_URL',
+      text: [
+        'as whom nodes are asked: user, password, database, ssl; else as DATABASE_URL',
+        'no flag',
+      ],
+    },
+    { title: 'MPP_PATRONI_AUTH', text: ["user:password of Patroni's REST API", 'no flag'] },
     { title: 'MPP_AUTHINFO', text: ['what bootstrap writes to pg_dist_authinfo', 'no flag'] },
   ];
   const width = Math.max(...all.map((row) => row.title.length));
@@ -62,7 +70,7 @@ export function settingsHelp(): string {
     'Settings (an environment variable, or the flag on a command that uses it; the flag wins):',
     ...lines,
     '',
-    'DATABASE_URL and MPP_AUTHINFO may carry a password and have no flag: flags show in the list of processes.',
+    'What may carry a password has no flag: flags show in the list of processes.',
     'A duration has its unit: 500ms, 10s, 5min, 2h, 30d.',
   ].join('\n');
 }

@@ -1,6 +1,7 @@
+import { SessionLostError } from '../errors.js';
 import { isHopeless, isVictim } from '../postgres/sqlstate.js';
 import type { Task } from '../tasks/task.js';
-import { SERVER_GRACE_MS, type Bounds } from './group-session.js';
+import { SERVER_GRACE_MS, type Bounds } from '../postgres/transaction.js';
 
 const GROUP_BUSY_MOST_MS = 1_000;
 /** When what was planned is no longer so. */
@@ -14,7 +15,7 @@ const LOCK_SLACK_MS = 5_000;
 
 /** Milliseconds until the next attempt, or undefined when there is to be none. */
 export function retryDelay(task: Task, error: unknown): number | undefined {
-  if (isVictim(error)) return VICTIM_DELAY_MS;
+  if (isVictim(error) || error instanceof SessionLostError) return VICTIM_DELAY_MS;
   if (task.event !== 'after_promote' || isHopeless(error)) return undefined;
   return growingDelay(task.attempt);
 }

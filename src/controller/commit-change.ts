@@ -85,7 +85,7 @@ async function runSteps(
   const { client } = work.session;
   const handler = place.handler();
   const [first, ...others] = steps;
-  if (first && !(hold && locksNodes(place, hold))) {
+  if (first && !(hold && locksNodes(hold))) {
     // The first step locks the rows; until then they may change.
     await client.query('SAVEPOINT mpp_change');
     try {

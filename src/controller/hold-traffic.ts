@@ -30,10 +30,12 @@ export async function holdTraffic(
     if (!(await rowsUnchanged(place, work))) return putBack(place, work, ROWS_CHANGED);
     holds.add(hold);
     session.onLost(() => place.onHoldLost(hold));
+    // Between the last lock and now, when nobody could know of it.
+    if (hold.lost) place.onHoldLost(hold);
   } else {
     reason = await pauseMore(place, work, hold, transition.node);
   }
-  if (transition.target) await retarget(place, work, hold, transition.target);
+  if (transition.target) await retarget(work, hold, transition.target);
 
   // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.
   if (holds.get(task.groupid) !== hold) return { doubt: true, again: growingDelay(task.attempt) };
@@ -47,7 +49,11 @@ export async function holdTraffic(
   }
   hold.attempts.push(attempt);
   holds.extend(hold, remaining);
-  if (work.hold) await session.bound(boundsOf(task, holds.remaining(hold)));
+  if (work.hold) {
+    const remainingMs = holds.remaining(hold);
+    await session.bound(boundsOf(task, remainingMs));
+    await hold.pausing?.extend(remainingMs);
+  }
   const { original, target } = hold.node;
   work.log.info(
     {
@@ -65,6 +71,8 @@ function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): 
     session,
     groupid: task.groupid,
     pause: task.pause ?? place.pause,
+    pausing: undefined,
+    lost: false,
     before: nodes,
     node: { nodeid: node.nodeid, original: node.address, target: null },
     attempts: [],
@@ -78,9 +86,22 @@ async function pause(
   hold: Hold,
   node: Node,
 ): Promise<string | null> {
-  const { client } = session;
-  const paused = await place.handler().pause(client, node, nodes, hold.pause, task.cooldownMs);
-  return paused.reason;
+  if (hold.pause === 'none') return null;
+  hold.pausing = await place.traffic.pause({
+    session,
+    node,
+    nodes,
+    pause: hold.pause,
+    means: place.handler().means,
+    cooldownMs: task.cooldownMs,
+    remainingMs: task.resumed ? task.remainingMs : task.timeoutMs,
+    signal: place.signal,
+    onLost: () => {
+      hold.lost = true;
+      place.onHoldLost(hold);
+    },
+  });
+  return hold.pausing.reason;
 }
 
 /** A later report of a hold may ask for more than the one that opened it. */
@@ -90,7 +111,8 @@ async function pauseMore(
   hold: Hold,
   node: Node,
 ): Promise<string | null> {
-  const wanted = work.task.pause ?? place.pause;
+  // A report that does not say leaves it as it is.
+  const wanted = work.task.pause ?? hold.pause;
   if (hold.pause === 'none' && wanted !== 'none') {
     hold.pause = wanted;
     return pause(place, work, hold, node);
@@ -100,12 +122,10 @@ async function pauseMore(
 }
 
 async function retarget(
-  place: Workplace,
-  { task, session, nodes }: Work,
+  { task, nodes }: Work,
   hold: Hold,
   target: Hold['node']['original'],
 ): Promise<void> {
   hold.node = { ...hold.node, target };
-  if (hold.pause === 'none') return;
-  await place.handler().retarget(session.client, hold.node, nodes, target, task.cooldownMs);
+  await hold.pausing?.retarget(hold.node, nodes, target, task.cooldownMs);
 }

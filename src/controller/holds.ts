@@ -1,4 +1,4 @@
-import type { HeldNode, Node } from '../mpp/abstract.js';
+import type { HeldNode, Node, Pausing } from '../mpp/abstract.js';
 import type { Attempt } from '../tasks/finish.js';
 import type { Pause } from '../tasks/task.js';
 import type { GroupSession } from './group-session.js';
@@ -8,6 +8,10 @@ export interface Hold {
   readonly session: GroupSession;
   readonly groupid: number;
   pause: Pause;
+  /** True once a session is lost without which the traffic goes on. */
+  lost: boolean;
+  /** What makes the traffic wait; undefined while `pause` is none. */
+  pausing: Pausing | undefined;
   /** The group's rows when the hold opened, for the log. */
   readonly before: readonly Node[];
   node: HeldNode;

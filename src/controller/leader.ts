@@ -1,6 +1,6 @@
 import type pg from 'pg';
-import { DatabaseStateError } from '../errors.js';
 import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
+import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
 import { checkMigrated } from '../postgres/migrate.js';
 import { LEADER_LOCK } from '../postgres/locks.js';
 import { SET_SEARCH_PATH } from '../postgres/pool.js';
@@ -13,11 +13,14 @@ import { openSession, type Connection } from '../postgres/session.js';
 export class ControlSession {
   readonly client: pg.Client;
   readonly handler: AbstractMPPHandler;
+  /** Of the server that it is with. */
+  readonly identity: ServerIdentity;
   readonly #ended = new AbortController();
 
-  private constructor(client: pg.Client, handler: AbstractMPPHandler) {
+  private constructor(client: pg.Client, handler: AbstractMPPHandler, identity: ServerIdentity) {
     this.client = client;
     this.handler = handler;
+    this.identity = identity;
     const end = (): void => this.#ended.abort();
     client.on('error', end);
     client.on('end', end);
@@ -42,18 +45,9 @@ export class ControlSession {
       await client.query(SET_IDLE_TIMEOUT, [
         `${Math.max(heartbeatMs * MISSED_HEARTBEATS, 1_000)}ms`,
       ]);
-      const { rows } = await client.query<{ standby: boolean }>(
-        'SELECT pg_is_in_recovery() AS standby',
-      );
-      if (rows[0]?.standby !== false) {
-        throw new DatabaseStateError(
-          'IN_RECOVERY',
-          'the server is a standby; the controller does nothing until it is promoted',
-          { retryable: true },
-        );
-      }
+      const identity = await readIdentity(client);
       await checkMigrated(client, schema);
-      return new ControlSession(client, await mpp.inspect(client));
+      return new ControlSession(client, await mpp.inspect(client), identity);
     } catch (error) {
       await client.end().catch(() => undefined);
       throw error;

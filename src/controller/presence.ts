@@ -1,5 +1,6 @@
 import { hostname } from 'node:os';
 import type { ClientBase } from 'pg';
+import type { ControlSession } from './leader.js';
 
 /** What a controller says of itself in mpp_controllers. */
 export interface Presence {
@@ -8,6 +9,15 @@ export interface Presence {
   readonly strategy: string;
   /** Infinity for no limit. */
   readonly maxHolds: number;
+}
+
+/** The same, with the bound that holds: fewer than asked for where the server allows one at a time. */
+export async function announce(
+  control: Pick<ControlSession, 'client' | 'handler'>,
+  presence: Presence,
+): Promise<void> {
+  const several = await control.handler.canHoldAnother(control.client);
+  await markPresent(control.client, several ? presence : { ...presence, maxHolds: 1 });
 }
 
 /**

@@ -6,7 +6,7 @@ import type { Task } from '../tasks/task.js';
 import { boundsOf, groupBusyDelay, growingDelay, watchdogMs } from './bounds.js';
 import { commitChange } from './commit-change.js';
 import { recordFailure } from './failure.js';
-import { GroupSession } from './group-session.js';
+import { beginGroupSession, type GroupSession } from './group-session.js';
 import { holdTraffic } from './hold-traffic.js';
 import type { Hold } from './holds.js';
 import { persist } from './persist.js';
@@ -32,7 +32,7 @@ export class Processor {
     const watchdog = setTimeout(() => session?.destroy(), watchdogMs(task));
     try {
       if (hold) await hold.session.bound(boundsOf(task, holds.remaining(hold)));
-      else session = await GroupSession.begin(sessions, task.groupid, boundsOf(task));
+      else session = await beginGroupSession(sessions, task.groupid, boundsOf(task));
       if (session === undefined) {
         const reason = 'another session works on its group';
         const delay = groupBusyDelay(task.attempt);
@@ -79,7 +79,7 @@ export class Processor {
   /** Where nobody is kept from changing the primary's row, it is where it is now. */
   #heldNode(hold: Hold, nodes: readonly Node[]): HeldNode {
     const { node } = hold;
-    if (locksNodes(this.#place, hold)) return node;
+    if (locksNodes(hold)) return node;
     const row = nodes.find(({ nodeid }) => nodeid === node.nodeid);
     return row ? { ...node, original: row.address } : node;
   }

@@ -1,3 +1,5 @@
+import { setTimeout as delay } from 'node:timers/promises';
+
 /** A wake-up that is remembered until somebody waits for it. */
 export class Signal {
   #raised = false;
@@ -24,4 +26,9 @@ export class Signal {
     this.#raised = false;
     return outcome;
   }
+}
+
+/** Waits for `ms`, or until the signal is aborted. */
+export async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  await delay(ms, undefined, { signal }).catch(() => undefined);
 }

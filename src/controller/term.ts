@@ -1,5 +1,5 @@
 import type { Pool, PoolClient } from 'pg';
-import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
+import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import { errorText } from '../postgres/session.js';
 import { claimTask, othersWait, sweep, type Claimed } from '../tasks/claim.js';
@@ -16,6 +16,7 @@ export interface TermOptions {
   readonly sessions: Pool;
   readonly mpp: AbstractMPP;
   readonly handler: AbstractMPPHandler;
+  readonly traffic: TrafficControl;
   readonly controller: string;
   readonly pause: Pause;
   readonly maxHolds: number;
@@ -46,6 +47,7 @@ export class Term {
   #rebuiltAt: string | null = null;
   #doubt = false;
   #suspended = false;
+  readonly #interrupt = new AbortController();
   #stopping: 'record' | 'abandon' | undefined;
   #loop: Promise<void> | undefined;
 
@@ -57,6 +59,7 @@ export class Term {
       ...options,
       holds: this.#holds,
       handler: () => this.#handler,
+      signal: this.#interrupt.signal,
       onHoldLost: (hold) => this.#lose(hold),
       stopping: () => this.#stopping,
     });
@@ -93,6 +96,7 @@ export class Term {
    */
   async stop(how: 'record' | 'abandon'): Promise<void> {
     this.#stopping ??= how;
+    this.#interrupt.abort(new Error('the controller is to stop'));
     this.wake();
     await this.#loop;
     await this.#settle();

@@ -1,5 +1,5 @@
 import type { Pool } from 'pg';
-import type { AbstractMPPHandler, Node } from '../mpp/abstract.js';
+import type { AbstractMPPHandler, Node, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import { attemptOf, requeueTasks } from '../tasks/finish.js';
 import type { Pause, Task } from '../tasks/task.js';
@@ -17,6 +17,9 @@ export interface Workplace {
   readonly sessions: Pool;
   readonly holds: Holds;
   readonly handler: () => AbstractMPPHandler;
+  readonly traffic: TrafficControl;
+  /** Aborted once the controller is to stop. */
+  readonly signal: AbortSignal;
   /** Id of this controller. */
   readonly controller: string;
   /** What a hold makes wait if its task does not say. */
@@ -58,8 +61,8 @@ export async function rowsUnchanged(place: Workplace, { task, nodes }: Work): Pr
 }
 
 /** Whether a hold keeps everyone else from changing the catalog's rows, so that it may remember them. */
-export function locksNodes(place: Workplace, hold: Hold): boolean {
-  return hold.pause !== 'none' && place.handler().holdLocksNodes;
+export function locksNodes(hold: Hold): boolean {
+  return hold.pausing?.locksNodes ?? false;
 }
 
 /** Gives up what was done for a task that is part of no hold, and takes it from the start again. */

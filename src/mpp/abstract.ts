@@ -1,5 +1,10 @@
 import type { ClientBase } from 'pg';
+import type { Logger } from '../observe/logger.js';
 import type { Queryable } from '../postgres/queryable.js';
+import type { ServerIdentity } from '../postgres/identity.js';
+import type { NodeCredentials } from '../postgres/node-connection.js';
+import type { Connection } from '../postgres/session.js';
+import type { Transaction } from '../postgres/transaction.js';
 import type { Address, Pause, Task } from '../tasks/task.js';
 import type {
   BootstrapOptions,
@@ -60,16 +65,84 @@ export type Transition =
       readonly followUp: boolean;
     };
 
-/** How a pause turned out. */
-export interface PauseResult {
+/** What the server has for making traffic wait, and what this role may do. */
+export interface PauseMeans {
+  /** Names of strategies that can be used, the best first. */
+  readonly strategies: readonly string[];
+  /** Whether sessions that are in the way can be ended by this role. */
+  readonly maySignal: boolean;
+}
+
+export interface PauseRequest {
+  /** The transaction of the group: what the pause takes on the coordinator lasts until it ends. */
+  readonly session: Transaction;
+  /** The primary whose traffic is to wait. */
+  readonly node: Node;
+  /** The group's rows. */
+  readonly nodes: readonly Node[];
+  readonly pause: Exclude<Pause, 'none'>;
+  readonly means: PauseMeans;
+  readonly cooldownMs: number;
+  /** How long the hold may last, in milliseconds from now. */
+  readonly remainingMs: number;
+  /** Interrupts it. */
+  readonly signal: AbortSignal;
+  /** Called when a session without which traffic no longer waits breaks, once the pause is there. */
+  readonly onLost: () => void;
+}
+
+/** The traffic of one group waits, until the transaction of the request has ended. */
+export interface Pausing {
   /** A sentence when less waits than was asked for, else null. */
   readonly reason: string | null;
+  readonly strategy: string;
+  /** True when nobody else can change the catalog's rows until it ends. */
+  readonly locksNodes: boolean;
+  /** Tells it where the primary will be, if the strategy writes that down early. */
+  retarget(
+    held: HeldNode,
+    nodes: readonly Node[],
+    target: Address,
+    cooldownMs: number,
+  ): Promise<void>;
+  /** The hold may last so many milliseconds from now. */
+  extend(remainingMs: number): Promise<void>;
+}
+
+/** Makes traffic wait. It keeps sessions of its own, as long as a term of the controller lasts. */
+export interface TrafficControl {
+  /**
+   * @throws DatabaseStateError when it cannot be done on this server as it is; else the error of a
+   *   statement, or the reason of the signal. Nothing waits then that is not of the request's session.
+   */
+  pause(request: PauseRequest): Promise<Pausing>;
+  /** Lets all traffic go on that waits for sessions of its own, and closes them. */
+  stop(): Promise<void>;
+}
+
+export interface TrafficOptions {
+  /** How the coordinator is reached. */
+  readonly connection: Connection;
+  /** The server that it must be. */
+  readonly identity: ServerIdentity;
+  /** Called when it is another one. */
+  readonly onOtherServer: () => void;
+  /** How other nodes are logged in to. */
+  readonly node: NodeCredentials;
+  readonly schema: string;
+  readonly logger: Logger;
 }
 
 /** A kind of MPP database. */
 export interface AbstractMPP {
   /** Name in the log and in errors. */
   readonly name: string;
+
+  /**
+   * SELECT of all rows of the catalog, for statements that compare it with ours: nodeid, groupid,
+   * nodename, nodeport, noderole (`primary` or `secondary`, as text), ours (see `Node.ours`).
+   */
+  readonly nodesQuery: string;
 
   /**
    * Checks what the settings say against what this database allows, without asking a server.
@@ -114,17 +187,17 @@ export interface AbstractMPP {
    * @throws DatabaseStateError when the server cannot be controlled, with what to do about it.
    */
   inspect(session: ClientBase): Promise<AbstractMPPHandler>;
+
+  createTraffic(options: TrafficOptions): TrafficControl;
 }
 
 /** The operations on one MPP database. All take a session with an open transaction. */
 export interface AbstractMPPHandler {
-  /** How traffic is made to wait. */
+  /** How traffic is made to wait, when nothing speaks against it. */
   readonly strategy: string;
+  readonly means: PauseMeans;
   /** Version of the database's extension, for people. */
   readonly version: string;
-
-  /** True when nobody else can change the catalog's rows from a pause to its end. */
-  readonly holdLocksNodes: boolean;
 
   /** Whether a further group may be held beside the ones held now. */
   canHoldAnother(session: ClientBase): Promise<boolean>;
@@ -134,24 +207,6 @@ export interface AbstractMPPHandler {
 
   /** Decides; pure. */
   plan(task: Task, nodes: readonly Node[], held: HeldNode | null): Transition;
-
-  /** Makes the traffic of a group wait until the transaction ends. */
-  pause(
-    session: ClientBase,
-    node: Node,
-    nodes: readonly Node[],
-    pause: Pause,
-    cooldownMs: number,
-  ): Promise<PauseResult>;
-
-  /** Tells a hold where its primary will be, if the strategy writes that down early. */
-  retarget(
-    session: ClientBase,
-    held: HeldNode,
-    nodes: readonly Node[],
-    target: Address,
-    cooldownMs: number,
-  ): Promise<void>;
 
   /** Runs one step. */
   apply(session: ClientBase, step: Step, cooldownMs: number): Promise<void>;

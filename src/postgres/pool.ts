@@ -1,4 +1,6 @@
 import pg from 'pg';
+import { DatabaseStateError } from '../errors.js';
+import { checkIdentity, type ServerIdentity } from './identity.js';
 import { sessionConfig, setUp, type Connection } from './session.js';
 
 export interface PoolOptions {
@@ -9,6 +11,12 @@ export interface PoolOptions {
   readonly max: number;
   /** Ends a statement that takes longer, in milliseconds, on the server and here. */
   readonly statementTimeoutMs?: number;
+  /** How much later than the server we end it, for a server that has fallen silent; 5 s by default. */
+  readonly silenceMs?: number;
+  /** The server that every session must be with, if it matters. */
+  readonly identity?: ServerIdentity;
+  /** Called when another server answered, or the same one as a standby. */
+  readonly onOtherServer?: () => void;
   /** Told of sessions that break while nobody uses them. */
   readonly onIdleError: (error: Error) => void;
 }
@@ -29,8 +37,9 @@ export function createPool(connection: Connection, options: PoolOptions): pg.Poo
         statementMs: timeout,
         lockMs: timeout,
       });
+      if (options.identity) await mustBe(client, options.identity, options.onOtherServer);
     },
-    ...(timeout === undefined ? {} : { query_timeout: timeout + 5_000 }),
+    ...(timeout === undefined ? {} : { query_timeout: timeout + (options.silenceMs ?? 5_000) }),
   });
   pool.on('error', options.onIdleError);
   // A killed session can emit 'error' more than once, and an unheard one ends the process.
@@ -41,3 +50,16 @@ export function createPool(connection: Connection, options: PoolOptions): pg.Poo
 /** Puts our schema on the search_path of one session, with pg_temp last so that it hides nothing. */
 export const SET_SEARCH_PATH =
   "SELECT set_config('search_path', format('%I, pg_temp', $1::text), false)";
+
+async function mustBe(
+  client: pg.ClientBase,
+  identity: ServerIdentity,
+  onOtherServer: (() => void) | undefined,
+): Promise<void> {
+  try {
+    await checkIdentity(client, identity);
+  } catch (error) {
+    if (error instanceof DatabaseStateError) onOtherServer?.();
+    throw error;
+  }
+}

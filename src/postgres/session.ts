@@ -80,9 +80,13 @@ function milliseconds(time: number | false | undefined): string | null {
   return time ? `${Math.ceil(time)}ms` : null;
 }
 
-/** pg_temp comes last, so that it hides nothing. */
+/**
+ * pg_temp comes last, so that it hides nothing. Without jit: all our statements are short, and where one
+ * looks dear to the planner, compiling it takes many times as long as running it.
+ */
 const SET_UP = `
-  SELECT CASE WHEN $1::text IS NOT NULL
+  SELECT set_config('jit', 'off', false),
+         CASE WHEN $1::text IS NOT NULL
            THEN set_config('search_path', format('%I, pg_temp', $1::text), false)
          END,
          CASE WHEN $2::text IS NOT NULL THEN set_config('statement_timeout', $2::text, false) END,

@@ -23,7 +23,17 @@ const REQUEST = `CALL mpp_request('suspect', 1, 'w', timeout => '1 ms', id => NU
 /** What somebody tries, and who may. */
 const TRIALS: readonly { text: string; may: readonly Login[] }[] = [
   { text: INSERT, may: ['client', 'operator', 'controller'] },
-  { text: SUBMIT, may: ['client', 'operator'] },
+  { text: SUBMIT, may: ['client', 'operator', 'controller'] },
+  { text: "SELECT mpp_report(1, 'w', 5432, 'primary')", may: ['client', 'operator', 'controller'] },
+  { text: 'SELECT * FROM mpp_members', may: ['operator', 'controller'] },
+  { text: 'SELECT * FROM mpp_topology', may: ['operator', 'controller'] },
+  { text: "DELETE FROM mpp_members WHERE nodename = 'w'", may: ['operator', 'controller'] },
+  { text: "UPDATE mpp_members SET state = 'stopped'", may: ['controller'] },
+  {
+    text: `INSERT INTO mpp_members (groupid, nodename, nodeport, source, role, state)
+           VALUES (1, 'v', 1, 'probe', 'primary', 'running')`,
+    may: ['controller'],
+  },
   { text: REQUEST, may: ['client', 'operator'] },
   { text: 'SELECT * FROM mpp_task_status(1)', may: ['client', 'operator', 'controller'] },
   {

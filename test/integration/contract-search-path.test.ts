@@ -13,6 +13,8 @@ const TRAPS = `
   GRANT INSERT ON evil.trace TO PUBLIC;
   CREATE TABLE evil.mpp_tasks (id bigint, event text, groupid integer, nodename text, nodeport integer,
     secondaries text[], timeout interval, cooldown interval, pause text, source text, status text);
+  CREATE TABLE evil.mpp_members (nodename text, nodeport integer, source text, groupid integer, role text,
+    state text, timeline integer, since timestamptz, PRIMARY KEY (nodename, nodeport, source));
   CREATE TABLE evil.mpp_task_log (LIKE evil.mpp_tasks);
   CREATE SEQUENCE evil.mpp_tasks_id_seq;
   GRANT ALL ON ALL TABLES IN SCHEMA evil TO PUBLIC;
@@ -71,6 +73,8 @@ describe.each(SCHEMAS)('a hostile search_path, schema $schema', ({ schema, datab
     await caller.query(`SELECT ${ours}.mpp_release(1)`);
     await caller.query(`SELECT ${ours}.mpp_rebuild_cache()`);
     await caller.query(`SELECT ${ours}.mpp_ignore_replication_slot('s', 'logical', 'd', 'p')`);
+    await caller.query(`SELECT ${ours}.mpp_report(1, 'w', 5432, 'leader')`);
+    await caller.query(`SELECT * FROM ${ours}.mpp_topology`);
     await caller.query(`SELECT * FROM ${ours}.mpp_queue, ${ours}.mpp_holds, ${ours}.mpp_status`);
     expect(await traces()).toEqual([]);
     expect((await contract.db.query('SELECT FROM evil.mpp_tasks')).rows).toEqual([]);

@@ -9,9 +9,20 @@ import { applyMigrations, bookkeepingSchema, checkMigrated } from '../../src/pos
 import { openSession } from '../../src/postgres/session.js';
 import { ContractServer } from '../support/contract.js';
 
-const FILES = ['tasks', 'triggers', 'functions', 'views', 'roles'];
+const FILES = ['tasks', 'triggers', 'functions', 'views', 'roles', 'holds', 'members'];
 /** The advisory lock of postgres-migrations. */
 const LOCK = '-8525285245963000605';
+
+/** Takes back all from the fourth on. */
+async function undo(session: Client, bookkeeping: string): Promise<void> {
+  await session.query(`
+    DROP VIEW public.mpp_queue, public.mpp_holds, public.mpp_status, public.mpp_topology;
+    DROP TABLE public.mpp_members;
+    DROP INDEX public.mpp_tasks_facts;
+    DROP FUNCTION public.mpp_report, public.mpp_members_before_write, public.mpp_is_up;
+    ALTER TABLE public.mpp_controllers DROP COLUMN member_ttl;
+    DELETE FROM ${bookkeeping} WHERE id >= 4`);
+}
 
 describe('migrations', () => {
   let server: ContractServer;
@@ -77,7 +88,7 @@ describe('migrations', () => {
     for (const role of ['mpp_client', 'mpp_operator', 'mpp_controller']) {
       await admin.query(`CREATE ROLE ${role} NOLOGIN`);
     }
-    expect(await apply(session)).toEqual(['roles']);
+    expect(await apply(session)).toEqual(['roles', 'holds', 'members']);
     expect(await reports(database, 'public')).toBe(1);
   });
 
@@ -100,10 +111,9 @@ describe('migrations', () => {
     const session = await open(await emptyDatabase());
     await apply(session);
     const behind = `${session.escapeIdentifier(bookkeepingSchema('public'))}.migrations`;
-    await session.query(`DROP VIEW public.mpp_queue, public.mpp_holds, public.mpp_status`);
-    await session.query(`DELETE FROM ${behind} WHERE id >= 4`);
+    await undo(session, behind);
     await expect(checkMigrated(session, 'public')).rejects.toMatchObject({ code: 'SCHEMA_OLDER' });
-    expect(await apply(session)).toEqual(['views', 'roles']);
+    expect(await apply(session)).toEqual(['views', 'roles', 'holds', 'members']);
   });
 
   it('serve several schemas of one database, whatever they are called', async () => {
@@ -160,13 +170,12 @@ describe('migrations', () => {
     const [other, session] = [await open(database), await open(database)];
     await apply(session);
     const table = `${session.escapeIdentifier(bookkeepingSchema('public'))}.migrations`;
-    await session.query('DROP VIEW public.mpp_queue, public.mpp_holds, public.mpp_status');
-    await session.query(`DELETE FROM ${table} WHERE id >= 4`);
+    await undo(session, table);
     await other.query('BEGIN; LOCK TABLE public.mpp_tasks IN ACCESS EXCLUSIVE MODE');
     const error = await refused(apply(session, 'public', 50));
     expect(error.code).toBe('MIGRATION_FAILED');
     await other.query('ROLLBACK');
-    expect(await apply(session)).toEqual(['views', 'roles']);
+    expect(await apply(session)).toEqual(['views', 'roles', 'holds', 'members']);
   });
 
   it('may be run by two at once, in one schema or two', async () => {

@@ -34,7 +34,7 @@ export interface NodeRow {
   readonly role: string;
 }
 
-export interface HarnessOptions extends ClusterOptions, PrepareOptions {
+export interface HarnessOptions extends Omit<ClusterOptions, 'env'>, PrepareOptions {
   /** MPP_* settings of controllers that the harness starts. */
   readonly env?: Readonly<Record<string, string>>;
   /** Leaves pg_dist_node empty, for tests that register nodes themselves. */
@@ -55,7 +55,9 @@ export class Harness {
   }
 
   static async start(options: HarnessOptions): Promise<Harness> {
-    const cluster = await startCluster(options);
+    // The settings of controllers are not what servers are started with.
+    const { env, ...servers } = options;
+    const cluster = await startCluster(servers);
     try {
       if (options.register === false) await installWhereNeeded(cluster);
       else await prepareCluster(cluster, options);
@@ -63,7 +65,7 @@ export class Harness {
         applyMigrations(session, { schema: 'public', lockTimeoutMs: 10_000 }),
       );
       const session = await cluster.coordinator.connect();
-      return new Harness(cluster, session, options.env ?? {});
+      return new Harness(cluster, session, env ?? {});
     } catch (error) {
       await cluster.stop();
       throw error;

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import pg from 'pg';
 import { describe, expect, it } from 'vitest';
 import { boundsOf, growingDelay, retryDelay, watchdogMs } from '../../src/controller/bounds.js';
-import { SERVER_GRACE_MS } from '../../src/controller/group-session.js';
+import { SERVER_GRACE_MS } from '../../src/postgres/transaction.js';
 import type { Task } from '../../src/tasks/task.js';
 
 function task(more: Partial<Task> = {}): Task {

@@ -14,13 +14,60 @@ describe('loadSettings', () => {
       heartbeatMs: 10_000,
       pollMs: 1_000,
       retentionMs: 2_592_000_000,
+      topology: ['table'],
+      memberTtlMs: 30_000,
+      probeIntervalMs: 1_000,
+      probeTimeoutMs: 2_000,
+      probeSuspect: 'off',
+      patroni: undefined,
+      patroniIntervalMs: 2_000,
+      patroniCa: undefined,
+      patroniAuth: undefined,
       migrateTimeoutMs: 30_000,
       logLevel: 'info',
       localHostname: 'localhost',
       coordinatorHost: undefined,
       coordinatorPort: undefined,
       connection: {},
+      node: {},
     });
+  });
+
+  it('reads the topology sources; hooks are always heard', () => {
+    expect(loadSettings({ MPP_TOPOLOGY: 'probe, patroni,probe' }).topology).toEqual([
+      'table',
+      'probe',
+      'patroni',
+    ]);
+  });
+
+  it('reads the endpoints of each group', () => {
+    const { patroni } = loadSettings({
+      MPP_PATRONI: ' 1=http://a:8008, https://b:8008/api ;2=http://[::1]:8008; ',
+    });
+    expect(patroni).toEqual([
+      { groupid: 1, urls: ['http://a:8008', 'https://b:8008/api'] },
+      { groupid: 2, urls: ['http://[::1]:8008'] },
+    ]);
+  });
+
+  it('logs in to nodes as to the coordinator, or as MPP_NODE_URL says', () => {
+    const own = loadSettings({ DATABASE_URL: 'postgresql://me@c:6000/d' }).node;
+    expect(own).toMatchObject({ user: 'me', database: 'd' });
+    expect(own).not.toHaveProperty('host');
+    const other = loadSettings({
+      DATABASE_URL: 'postgresql://me@c:6000/d',
+      MPP_NODE_URL: 'postgresql://you:pw@ignored/e?sslmode=no-verify',
+    }).node;
+    expect(other).toMatchObject({
+      user: 'you',
+      database: 'e',
+      ssl: { rejectUnauthorized: false },
+    });
+    expect(JSON.stringify(other)).not.toContain('pw');
+    expect(() => loadSettings({ MPP_NODE_URL: 'you:secret' })).toThrow(
+      /^MPP_NODE_URL (?!.*secret)/,
+    );
   });
 
   it('takes a variable before the default and a flag before the variable', () => {
@@ -39,7 +86,7 @@ describe('loadSettings', () => {
     ['MPP_SCHEMA', 'pg_mine'],
     ['MPP_SCHEMA', 's'.repeat(64)],
     ['MPP_PAUSE', 'reads'],
-    ['MPP_STRATEGY', 'shard-locks'],
+    ['MPP_STRATEGY', 'table-locks'],
     ['MPP_MAX_HOLDS', '0'],
     ['MPP_MAX_HOLDS', '-1'],
     ['MPP_MAX_HOLDS', '1.5'],
@@ -51,6 +98,16 @@ describe('loadSettings', () => {
     ['MPP_LOG_LEVEL', 'loud'],
     ['MPP_LOCAL_HOSTNAME', 'two words'],
     ['MPP_COORDINATOR_PORT', '65536'],
+    ['MPP_TOPOLOGY', 'tables'],
+    ['MPP_TOPOLOGY', 'table,,probe'],
+    ['MPP_MEMBER_TTL', '30'],
+    ['MPP_PROBE_SUSPECT', 'true'],
+    ['MPP_PATRONI', 'http://a:8008'],
+    ['MPP_PATRONI', '1='],
+    ['MPP_PATRONI', 'one=http://a:8008'],
+    ['MPP_PATRONI', '1=http://a:8008;1=http://b:8008'],
+    ['MPP_PATRONI', '1=a:8008'],
+    ['MPP_PATRONI', '1=http://user:password@a:8008'],
   ] as const)('refuses %s=%s in one line with setting, value and what to give', (name, value) => {
     let message = '';
     try {
@@ -96,7 +153,7 @@ describe('unknownVariables', () => {
   });
 
   it('finds what this version does not do, so that nobody relies on it', () => {
-    const names = ['MPP_DATABASES', 'MPP_HTTP', 'MPP_TOPOLOGY'];
+    const names = ['MPP_DATABASES', 'MPP_HTTP'];
     const env = Object.fromEntries(names.map((name) => [name, 'x']));
     expect(unknownVariables(env)).toEqual(names);
   });

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Holds, type Hold } from '../../src/controller/holds.js';
 import { Signal } from '../../src/controller/signal.js';
-import { GroupSession } from '../../src/controller/group-session.js';
+import { Transaction } from '../../src/postgres/transaction.js';
 
 beforeEach(() => {
   vi.useFakeTimers();
@@ -14,8 +14,8 @@ describe('Holds', () => {
   function hold(groupid: number): Hold {
     return {
       // Holds keeps the session and never uses it.
-      session: Object.create(GroupSession.prototype) as GroupSession,
-      ...{ groupid, pause: 'writes', before: [], attempts: [] },
+      session: Object.create(Transaction.prototype) as Transaction,
+      ...{ groupid, pause: 'writes', pausing: undefined, lost: false, before: [], attempts: [] },
       node: { nodeid: 1, original: { host: 'a', port: 1 }, target: null },
     };
   }

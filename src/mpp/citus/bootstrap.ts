@@ -6,7 +6,7 @@ import { applyMigrations } from '../../postgres/migrate.js';
 import { errorText, openSession } from '../../postgres/session.js';
 import { isSessionLost, sqlState } from '../../postgres/sqlstate.js';
 import type { BootstrapOptions, StepReport } from '../setup.js';
-import { grantCitusFunctions } from './grants.js';
+import { grantRights } from './grants.js';
 import { preloadsCitus } from './gucs.js';
 
 type Outcome = Pick<StepReport, 'outcome' | 'detail'>;
@@ -88,7 +88,7 @@ function steps(options: BootstrapOptions): Step[] {
       name: 'grants',
       advice: 'connect as a superuser',
       run: async (client) => {
-        const names = await grantCitusFunctions(client);
+        const names = await grantRights(client);
         return {
           outcome: madeIf(names.length > 0),
           detail: ['mpp_controller', ...names].join(', '),

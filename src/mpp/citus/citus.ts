@@ -4,15 +4,10 @@ import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
 import { bootstrap } from './bootstrap.js';
 import { validateConfig } from './config.js';
 import { applyGucs, currentGucs, planGucs, readGucs } from './gucs.js';
-import { applyStep, readNodes } from './nodes.js';
-import {
-  demotedRow,
-  pauseNode,
-  pauseShortfall,
-  type PauseStrategy,
-  type StrategyName,
-} from './pauses.js';
+import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
 import { ignoreReplicationSlot } from './slots.js';
+import { STRATEGIES, type StrategyName } from './traffic/strategies.js';
+import { CitusTraffic } from './traffic/traffic.js';
 import { planTransition } from './transition.js';
 
 /** What the server offers to this role. */
@@ -21,12 +16,16 @@ interface Features {
   readonly version: string;
   readonly updateNode: boolean;
   readonly pauseNode: boolean;
+  /** Whether lock_shard_metadata is there and every table is this role's to lock. */
+  readonly shardLocks: boolean;
+  readonly maySignal: boolean;
 }
 
 /** Citus, as an MPP database. */
 export function createCitus(options: { strategy: StrategyName | 'auto' }): AbstractMPP {
   return {
     name: 'citus',
+    nodesQuery: NODES_QUERY,
     validateConfig,
     bootstrap,
     async planGucs(session, wanted) {
@@ -37,14 +36,18 @@ export function createCitus(options: { strategy: StrategyName | 'auto' }): Abstr
     ignoreReplicationSlot,
     async inspect(session) {
       const features = await readFeatures(session);
-      return createHandler(chooseStrategy(options.strategy, features), features.version);
+      return createHandler(chooseStrategies(options.strategy, features), features);
     },
+    createTraffic: (traffic) => new CitusTraffic(traffic),
   };
 }
 
 async function readFeatures(session: ClientBase): Promise<Features> {
   const { rows } = await session.query<Features>(READ_FEATURES);
-  return rows[0] ?? { installed: false, version: '', updateNode: false, pauseNode: false };
+  if (rows[0] === undefined) throw new Error('a query for what the server has returned no row');
+  if (!rows[0].installed) throw noCitus();
+  const rights = await session.query<Pick<Features, 'shardLocks' | 'maySignal'>>(READ_RIGHTS);
+  return { ...rows[0], shardLocks: false, maySignal: false, ...rights.rows[0] };
 }
 
 /** By function, not by version: what counts is what this role may call here. */
@@ -58,13 +61,28 @@ const READ_FEATURES = `
            to_regprocedure('pg_catalog.citus_pause_node_within_txn(integer,boolean,integer)'),
            'EXECUTE'), false) AS "pauseNode"`;
 
-function chooseStrategy(wanted: StrategyName | 'auto', features: Features): PauseStrategy {
-  if (!features.installed) {
-    throw new DatabaseStateError(
-      'NO_CITUS',
-      'this database has no pg_dist_node: run mpp-controller bootstrap, or name the Citus database',
-    );
-  }
+/** Ending a session that is no superuser's takes pg_signal_backend; locking a table, its owner. */
+const READ_RIGHTS = `
+  SELECT r.rolsuper OR pg_has_role('pg_signal_backend', 'USAGE') AS "maySignal",
+         coalesce(has_function_privilege(
+           to_regprocedure('pg_catalog.lock_shard_metadata(integer,bigint[])'), 'EXECUTE'), false)
+           AND NOT EXISTS (
+             SELECT
+             FROM pg_catalog.pg_dist_partition AS p
+             JOIN pg_class AS c ON c.oid = p.logicalrelid
+             WHERE NOT pg_has_role(c.relowner, 'USAGE')) AS "shardLocks"
+  FROM pg_roles AS r
+  WHERE r.rolname = current_user`;
+
+function noCitus(): DatabaseStateError {
+  return new DatabaseStateError(
+    'NO_CITUS',
+    'this database has no pg_dist_node: run mpp-controller bootstrap, or name the Citus database',
+  );
+}
+
+/** The names of those that can be used, the best first. */
+function chooseStrategies(wanted: StrategyName | 'auto', features: Features): StrategyName[] {
   if (!features.updateNode) {
     throw new DatabaseStateError(
       'NO_UPDATE_NODE',
@@ -79,25 +97,36 @@ function chooseStrategy(wanted: StrategyName | 'auto', features: Features): Paus
         'set MPP_STRATEGY to auto or demoted-row, or run mpp-controller bootstrap to grant it',
     );
   }
-  return wanted !== 'demoted-row' && features.pauseNode ? pauseNode : demotedRow;
+  if (wanted === 'shard-locks' && !features.shardLocks) {
+    throw new DatabaseStateError(
+      'NO_SHARD_LOCKS',
+      'this role may not lock all distributed tables: make it a member of the roles that own them, ' +
+        'or set MPP_STRATEGY to auto, pause-node or demoted-row',
+    );
+  }
+  const has = {
+    'shard-locks': features.shardLocks,
+    'pause-node': features.pauseNode,
+    'demoted-row': true,
+  };
+  const names = STRATEGIES.map(({ name }) => name);
+  // What was asked for comes first; those after it are for a hold that it cannot be used for.
+  const from = wanted === 'auto' ? 0 : names.indexOf(wanted);
+  return names.slice(from).filter((name) => has[name]);
 }
 
-function createHandler(strategy: PauseStrategy, version: string): AbstractMPPHandler {
+function createHandler(names: readonly StrategyName[], features: Features): AbstractMPPHandler {
+  const [strategy = 'demoted-row'] = names;
   return {
-    strategy: strategy.name,
-    version,
-    holdLocksNodes: !strategy.sideBySide,
+    strategy,
+    means: { strategies: names, maySignal: features.maySignal },
+    version: features.version,
     async canHoldAnother(session) {
-      return strategy.sideBySide && !(await sharesShards(session));
+      if (strategy === 'shard-locks') return true;
+      return strategy === 'pause-node' && !(await sharesShards(session));
     },
     readNodes,
     plan: planTransition,
-    async pause(session, node, nodes, pause, cooldownMs) {
-      if (pause !== 'none') await strategy.pause(session, node, nodes, cooldownMs);
-      return pauseShortfall(pause, strategy);
-    },
-    retarget: (session, held, nodes, target, cooldownMs) =>
-      strategy.retarget(session, held, nodes, target, cooldownMs),
     apply: applyStep,
   };
 }

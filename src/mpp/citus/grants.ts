@@ -8,16 +8,18 @@ const FUNCTIONS = [
   'citus_remove_node',
   'citus_set_coordinator_host',
   'citus_update_node',
+  'lock_shard_metadata',
 ] as const;
 
 /**
- * Lets the role mpp_controller call the functions of Citus that it needs, so that a controller need
- * not be a superuser. The caller must own them, as a superuser does, and the role must exist.
+ * Gives the role mpp_controller what it needs, so that a controller need not be a superuser: Citus's
+ * functions, ending sessions that are in the way of a hold, and deadlock_timeout for its own. The caller
+ * must be a superuser, and the role must exist.
  *
  * @param client a session without an open transaction
- * @returns the names of the functions that were granted now; empty when all were before.
+ * @returns the names of what was granted now; empty when all was before.
  */
-export async function grantCitusFunctions(client: pg.ClientBase): Promise<string[]> {
+export async function grantRights(client: pg.ClientBase): Promise<string[]> {
   await client.query('BEGIN');
   try {
     await client.query("SELECT set_config('citus.enable_ddl_propagation', 'off', true)");
@@ -35,10 +37,16 @@ export async function grantCitusFunctions(client: pg.ClientBase): Promise<string
 
 /** GRANT takes no parameters; regprocedure writes name and argument types, quoted where needed. */
 const MISSING_GRANTS = `
-  SELECT p.proname AS name,
+  SELECT p.proname::text AS name,
          format('GRANT EXECUTE ON FUNCTION %s TO mpp_controller', p.oid::regprocedure) AS statement
   FROM pg_proc AS p
   WHERE p.pronamespace = 'pg_catalog'::regnamespace
     AND p.proname = ANY ($1::text[])
     AND NOT has_function_privilege('mpp_controller', p.oid, 'EXECUTE')
-  ORDER BY p.proname`;
+  UNION ALL
+  SELECT 'pg_signal_backend', 'GRANT pg_signal_backend TO mpp_controller'
+  WHERE NOT pg_has_role('mpp_controller', 'pg_signal_backend', 'USAGE')
+  UNION ALL
+  SELECT 'deadlock_timeout', 'GRANT SET ON PARAMETER deadlock_timeout TO mpp_controller'
+  WHERE NOT has_parameter_privilege('mpp_controller', 'deadlock_timeout', 'SET')
+  ORDER BY name`;

@@ -43,6 +43,12 @@ const READ_NODES = `
        WHERE g.groupid = $1)
   ORDER BY n.nodeid`;
 
+/** See AbstractMPP.nodesQuery. */
+export const NODES_QUERY = `
+  SELECT n.nodeid, n.groupid, n.nodename, n.nodeport, n.noderole::text AS noderole,
+         n.nodecluster = 'default' AS ours
+  FROM pg_catalog.pg_dist_node AS n`;
+
 /**
  * Changes one row of pg_dist_node.
  *

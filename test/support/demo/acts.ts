@@ -1,37 +1,30 @@
+import { setTimeout as pause } from 'node:timers/promises';
 import type { ClientBase } from 'pg';
-import type { Group } from '../servers/cluster.js';
-import type { Traffic, TrafficReport } from '../traffic/traffic.js';
+import type { Group, Server } from '../servers/index.js';
+import { waitUntilSynced } from '../standin/observe.js';
+import type { Effects, Traffic, TrafficReport } from '../traffic/traffic.js';
+import { waitUntilRefused } from './detector.js';
 import type { Narrator } from './narrator.js';
-import { countItems, report, type ReportedTask } from './reports.js';
+import { report, sumOfChanges, type Pause, type Report } from './reports.js';
 import type { Stage } from './stage.js';
+import { reasonText } from './text.js';
 
-/** Something that happened, in milliseconds since 1970. */
-export interface Moment {
-  readonly at: number;
-  readonly what: 'reported' | 'paused' | 'stopped' | 'killed' | 'promoted' | 'committed';
-  readonly text: string;
-}
-
-/** What the clients of one group saw during an act. */
-export interface GroupTraffic {
-  readonly groupid: number;
-  readonly report: TrafficReport;
-}
-
-/** One change of a primary, and what it cost the clients. */
+/** One change of the group's primary, and what it cost the clients. */
 export interface Act {
-  readonly kind: 'switchover' | 'crash';
-  readonly groupid: number;
-  readonly from: string;
-  readonly to: string;
-  readonly moments: readonly Moment[];
-  readonly traffic: readonly GroupTraffic[];
-  /** Rows that the clients were told are in, of all acts so far, and rows that are there. */
-  readonly rows: {
-    readonly acknowledged: number;
-    readonly perhaps: number;
-    readonly found: number;
-  };
+  /** What tells it from the others of its kind: the title of its line. */
+  readonly name: string;
+  readonly traffic: TrafficReport;
+  readonly changes: Changes;
+}
+
+/** Rows inserted and increments of rows, by the clients of one act. */
+export interface Changes {
+  /** Those that the clients were told are in. */
+  readonly acknowledged: number;
+  /** Those whose answer was lost: in, or not. */
+  readonly perhaps: number;
+  /** Those that are there at the end. */
+  readonly found: number;
 }
 
 /** What an act needs. */
@@ -43,105 +36,81 @@ export interface ActOptions {
   readonly check: () => void;
 }
 
-/** How many statements of each group must succeed before and after a change. */
-const PROGRESS = 100;
+/** The HA manager of the demo takes so long to see that a primary is gone. */
+export const DETECTION_MS = 2_000;
 
-/** Steps that a change is made of: each says what it does, notes when it was done. */
-type Script = (scene: Scene, group: Group) => Promise<void>;
+/** How much work of each kind must succeed before and after a change. */
+const PROGRESS = 30;
+const KINDS = ['write', 'read', 'transaction'] as const;
 
 /** A planned switchover, as an HA manager reports it. */
-export async function switchover(options: ActOptions, groupid: number): Promise<Act> {
-  return perform(options, 'switchover', groupid, 0, async (scene, group) => {
+export async function switchover(options: ActOptions, what: Pause): Promise<Act> {
+  return perform(options, what, `switchover, pause = ${what}`, async (scene, group) => {
     const [old, next] = [group.primary, group.standby];
-    const demote = await scene.report('before_demote', old, 'holding');
-    scene.paused(demote);
+    await scene.report({ event: 'before_demote', node: old, pause: what });
     scene.step('stopping the old primary');
     await old.stop('fast');
-    scene.note('stopped', 'the old primary is down');
-    await scene.report('before_promote', next, 'holding');
-    scene.step('promoting the standby');
-    await group.promoteStandby();
-    scene.note('promoted', 'the standby takes writes');
-    scene.committed(await scene.report('after_promote', next, 'done'), next.address);
+    // Without its own word it would make wait what the first report left alone.
+    await scene.report({ event: 'before_promote', node: next, pause: what });
+    await scene.promote(group, next);
   });
 }
 
-/** A crash: nobody could report before it. */
-export async function crash(options: ActOptions, groupid: number): Promise<Act> {
-  return perform(options, 'crash', groupid, 1, async (scene, group) => {
+/** A crash, which nobody can report before it. @param suspect whether a client reports it at once */
+export async function crash(options: ActOptions, suspect: boolean): Promise<Act> {
+  const title = suspect ? 'the same crash, and suspect is sent' : 'crash';
+  return perform(options, suspect ? 'sent' : 'not sent', title, async (scene, group) => {
     const [old, next] = [group.primary, group.standby];
     scene.step('SIGKILL to the primary and all its backends');
-    scene.note('killed', 'the primary gets SIGKILL');
-    await old.kill();
-    scene.paused(await scene.report('before_promote', next, 'holding'));
-    scene.step('promoting the standby');
-    await group.promoteStandby();
-    scene.note('promoted', 'the standby takes writes');
-    scene.committed(await scene.report('after_promote', next, 'done'), next.address);
+    await Promise.all([
+      old.kill().then(() => pause(DETECTION_MS, undefined, { ref: false })),
+      suspect ? scene.suspect(old) : undefined,
+    ]);
+    scene.step(`${DETECTION_MS / 1_000} s later: the HA manager notices`);
+    await scene.report({ event: 'before_promote', node: next, pause: 'all' });
+    await scene.promote(group, next);
   });
 }
 
 async function perform(
   options: ActOptions,
-  kind: Act['kind'],
-  groupid: number,
-  phase: number,
-  script: Script,
+  name: string,
+  title: string,
+  script: (scene: Scene, group: Group) => Promise<void>,
 ): Promise<Act> {
-  const { stage, session } = options;
-  const group = stage.cluster.group(groupid);
-  const [from, to] = [group.primary.address, group.standby.address];
-  const before = await countItems(session);
-  const traffic = stage.cluster.workers.map((worker) => ({
-    groupid: worker.groupid,
-    clients: stage.startTraffic(worker.groupid, phase),
-  }));
+  const { stage, session, narrator, check } = options;
+  const { group } = stage;
+  if (await stage.restoreStandby(group)) narrator.step('  the old primary is back, as a standby');
+  check();
+  await waitUntilSynced(session);
+  narrator.step(`${title}: ${group.primary.address} -> ${group.standby.address}`);
+  const before = await sumOfChanges(session);
+  const traffic = stage.startTraffic();
   await progress(traffic);
-  const scene = new Scene(options, groupid);
-  await script(scene, group);
+  await script(new Scene(options), group);
+  // The clients of the other entry node are served again when it knows of the new primary.
+  await waitUntilSynced(session);
   await progress(traffic);
-  const reports = await Promise.all(
-    traffic.map(async (each) => ({ groupid: each.groupid, report: await each.clients.stop() })),
-  );
-  return {
-    kind,
-    groupid,
-    from,
-    to,
-    moments: scene.moments,
-    traffic: reports,
-    rows: {
-      acknowledged: before + sum(reports, (report) => report.inserted),
-      perhaps: sum(reports, (report) => report.insertedPerhaps),
-      found: await countItems(session),
-    },
-  };
+  const seen = await traffic.stop();
+  const found = (await sumOfChanges(session)) - before;
+  const changes = { acknowledged: sum(seen.acknowledged), perhaps: sum(seen.perhaps), found };
+  return { name, traffic: seen, changes };
 }
 
-async function progress(traffic: readonly { clients: Traffic }[]): Promise<void> {
-  await Promise.all(
-    traffic.map(({ clients }) => clients.waitForProgress(PROGRESS, { kind: 'write' })),
-  );
+async function progress(traffic: Traffic): Promise<void> {
+  await Promise.all(KINDS.map((kind) => traffic.waitForProgress(PROGRESS, { kind })));
 }
 
-function sum(reports: readonly GroupTraffic[], count: (report: TrafficReport) => number): number {
-  return reports.reduce((total, { report }) => total + count(report), 0);
+function sum({ inserted, items, notes }: Effects): number {
+  return inserted + items + notes;
 }
 
-/** Does the steps of one act, tells them, and notes their times. */
+/** Does the steps of one act, and tells them. */
 class Scene {
   readonly #options: ActOptions;
-  readonly #groupid: number;
-  readonly #moments: Moment[] = [];
 
-  constructor(options: ActOptions, groupid: number) {
+  constructor(options: ActOptions) {
     this.#options = options;
-    this.#groupid = groupid;
-  }
-
-  /** In the order in which they happened, by one clock: all of it runs on this machine. */
-  get moments(): readonly Moment[] {
-    return this.#moments.toSorted((a, b) => a.at - b.at);
   }
 
   step(text: string): void {
@@ -149,35 +118,26 @@ class Scene {
     this.#options.narrator.step(`  ${text}`);
   }
 
-  note(what: Moment['what'], text: string, at = Date.now()): void {
-    this.#moments.push({ at, what, text });
-  }
-
-  async report(...[event, node, expected]: ReportArguments): Promise<ReportedTask> {
-    this.#options.check();
-    const { session } = this.#options;
-    const task = await report(session, event, this.#groupid, node, expected);
-    this.note('reported', `${event} (task ${task.id})`, task.createdAt);
+  /** @throws Error when the task does not end as an HA manager needs it */
+  async report(what: Omit<Report, 'groupid'>): Promise<void> {
+    const { check, session, stage, narrator } = this.#options;
+    check();
+    const expected = what.event === 'after_promote' ? 'done' : 'holding';
+    const task = await report(session, { ...what, groupid: stage.group.groupid }, expected);
     const took = Math.round((task.finishedAt ?? task.heldAt ?? Date.now()) - task.createdAt);
-    this.step(`INSERT ${event} ${task.node}: ${task.status} after ${took} ms`);
-    return task;
+    this.step(`INSERT ${task.event} ${task.node}: ${task.status} after ${took} ms`);
+    if (task.reason !== null) narrator.lines(reasonText(task.reason));
   }
 
-  paused(task: ReportedTask): void {
-    this.note('paused', `writes to group ${this.#groupid} wait`, task.heldAt ?? Date.now());
+  /** What any client may do that gets no connection. */
+  async suspect(node: Server): Promise<void> {
+    await waitUntilRefused(node);
+    await this.report({ event: 'suspect', node, pause: 'all' });
   }
 
-  committed(task: ReportedTask, address: string): void {
-    this.note(
-      'committed',
-      `pg_dist_node says ${address}; writes go on`,
-      task.finishedAt ?? Date.now(),
-    );
+  async promote(group: Group, next: Server): Promise<void> {
+    this.step('promoting the standby');
+    await group.promoteStandby();
+    await this.report({ event: 'after_promote', node: next });
   }
 }
-
-type ReportArguments = [
-  event: Parameters<typeof report>[1],
-  node: Parameters<typeof report>[3],
-  expected: Parameters<typeof report>[4],
-];

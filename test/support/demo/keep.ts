@@ -3,28 +3,25 @@ import type { Stage } from './stage.js';
 
 /** Makes the cluster whole again, and says what one can do with it. */
 export async function offer(stage: Stage, narrator: Narrator, pid: number): Promise<void> {
-  narrator.step('bringing the old primaries back as standbys');
-  await Promise.all(stage.cluster.workers.map((group) => group.rejoin()));
+  await Promise.all(stage.cluster.workers.map((group) => stage.restoreStandby(group)));
   stage.startLightTraffic();
   narrator.step('all groups have a standby again; light traffic goes on');
   narrator.paragraph(`\n${invitation(stage, pid)}`);
 }
 
 function invitation(stage: Stage, pid: number): string {
-  const { coordinator, cluster, url } = stage;
-  const [group] = cluster.workers;
-  if (group === undefined) throw new Error('the demo has no worker group');
-  const { groupid, primary } = group;
+  const { coordinator, url } = stage;
+  const { groupid, primary } = stage.group;
   return `STILL RUNNING, until Ctrl-C. The controller is process ${pid}.
 
   psql ${url}
 
 Any other client: host ${coordinator.host}, port ${coordinator.port}, user and database postgres, no password.
 
-Hold the writes of group ${groupid} for 20 seconds; then the hold ends by rollback:
+Hold all traffic of group ${groupid} for 20 seconds; then the hold ends by rollback:
 
-  INSERT INTO mpp_tasks (event, groupid, nodename, nodeport, timeout)
-  VALUES ('before_demote', ${groupid}, '${primary.host}', ${primary.port}, '20s');
+  INSERT INTO mpp_tasks (event, groupid, nodename, nodeport, timeout, pause)
+  VALUES ('before_demote', ${groupid}, '${primary.host}', ${primary.port}, '20s', 'all');
 
 or sooner, once somebody says that the node is the primary after all:
 

@@ -1,10 +1,18 @@
-import { crash, switchover, type Act, type ActOptions } from './acts.js';
+import { errorText } from '../../../src/postgres/session.js';
+import { crash, DETECTION_MS, switchover, type Act, type ActOptions } from './acts.js';
 import { Interrupt, Interrupted } from './interrupt.js';
 import { offer } from './keep.js';
 import { Narrator } from './narrator.js';
-import { readNodes, readTasks } from './reports.js';
+import { readNodes } from './reports.js';
 import { Stage } from './stage.js';
-import { actText, nodesText, serversText, tasksText } from './text.js';
+import {
+  clientsText,
+  crashesText,
+  nodesText,
+  serversText,
+  switchoversText,
+  faultsOf,
+} from './text.js';
 
 export interface DemoOptions {
   /** Whether it stays until a signal once all is shown. */
@@ -14,11 +22,11 @@ export interface DemoOptions {
 }
 
 /**
- * Starts a cluster, switches one worker group over and crashes the other under traffic, and prints
- * what happened. Everything is stopped and removed before it returns, also after a signal, of which
- * the process then dies as if it had not been caught.
+ * Starts a cluster, switches a worker group over with each pause and crashes it with and without
+ * `suspect`, under traffic, and prints what failed side by side. Everything is stopped and removed
+ * before it returns, also after a signal, of which the process then dies as if it had not been caught.
  *
- * @returns the exit code: 1 when a write failed in the planned switchover
+ * @returns the exit code: 1 when something failed that a pause should have made wait
  * @throws Error when the demo cannot go on
  */
 export async function runDemo({ keep, env }: DemoOptions): Promise<number> {
@@ -32,7 +40,7 @@ export async function runDemo({ keep, env }: DemoOptions): Promise<number> {
     if (keep) await interrupt.asked();
     return exitCode;
   } catch (error) {
-    if (!(error instanceof Interrupted)) throw error;
+    if (!(error instanceof Interrupted)) throw explained(error, stage);
     await close(stage, narrator);
     interrupt.stop();
     // Whoever started us sees how it really ended.
@@ -59,21 +67,27 @@ async function perform(
   const check = () => interrupt.check();
   const pid = await prepare(stage, narrator, check);
   return stage.coordinator.withSession(async (session) => {
-    const options = { stage, session, narrator, check };
     const before = await readNodes(session);
-    const acts = await play(options);
-    narrator.paragraph('');
-    for (const act of acts) narrator.paragraph(actText(act));
-    narrator.paragraph(tasksText(await readTasks(session)));
+    const { switchovers, crashes } = await play({ stage, session, narrator, check });
+    narrator.lines('');
     narrator.paragraph(nodesText(before, await readNodes(session)));
+    narrator.paragraph(switchoversText(switchovers));
+    narrator.paragraph(crashesText(crashes, DETECTION_MS));
     if (keep) await offer(stage, narrator, pid);
-    return failedWrites(acts) === 0 ? 0 : 1;
+    return switchovers.flatMap(faultsOf).length === 0 ? 0 : 1;
   });
+}
+
+/** A controller that has ended explains what was only seen to hang. */
+function explained(error: unknown, stage: Stage): unknown {
+  const failure = stage.controllerFailure;
+  if (failure === undefined) return error;
+  return new Error(`${errorText(error)}; ${failure}`, { cause: error });
 }
 
 /** @returns the process id of the controller */
 async function prepare(stage: Stage, narrator: Narrator, check: () => void): Promise<number> {
-  narrator.paragraph('A switchover and a crash of Citus workers, with mpp-controller.');
+  narrator.paragraph('Switchovers and crashes of a Citus worker, with mpp-controller.');
   narrator.step('starting a coordinator and two worker groups of a primary and a standby');
   await stage.startServers();
   check();
@@ -96,21 +110,19 @@ async function prepare(stage: Stage, narrator: Narrator, check: () => void): Pro
   return pid;
 }
 
-async function play(options: ActOptions): Promise<Act[]> {
-  const { narrator, check } = options;
-  narrator.step('traffic starts; planned switchover of group 1');
-  const first = await switchover(options, 1);
-  check();
-  narrator.step('traffic starts again; crash of group 2');
-  const second = await crash(options, 2);
-  narrator.step('done');
-  return [first, second];
+interface Played {
+  readonly switchovers: readonly Act[];
+  readonly crashes: readonly Act[];
 }
 
-/** Writes that a planned switchover cost; it should cost none. */
-function failedWrites(acts: readonly Act[]): number {
-  return acts
-    .filter(({ kind }) => kind === 'switchover')
-    .flatMap(({ traffic }) => traffic)
-    .reduce((count, { report }) => count + report.failed.write, 0);
+async function play(options: ActOptions): Promise<Played> {
+  const { narrator, stage } = options;
+  narrator.paragraph(`\n${clientsText(stage.clients)}`);
+  const switchovers: Act[] = [];
+  for (const pause of ['none', 'writes', 'all'] as const) {
+    switchovers.push(await switchover(options, pause));
+  }
+  const crashes = [await crash(options, false), await crash(options, true)];
+  narrator.step('done');
+  return { switchovers, crashes };
 }

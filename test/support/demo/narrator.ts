@@ -12,6 +12,11 @@ export class Narrator {
     this.#write(`[${this.elapsed().padStart(4)} s] ${text}\n`);
   }
 
+  /** Text that belongs to the step before it, as it is. */
+  lines(text: string): void {
+    this.#write(`${text}\n`);
+  }
+
   /** Text as it is, followed by an empty line. */
   paragraph(text: string): void {
     this.#write(`${text}\n\n`);

@@ -1,21 +1,20 @@
 import { dirname } from 'node:path';
 import { runCli } from '../cli.js';
 import { ControllerProcess } from '../controller-process.js';
-import { startCluster, type Cluster } from '../servers/index.js';
+import { startCluster, type Cluster, type Group, type Server } from '../servers/index.js';
 import { prepareCluster } from '../standin/prepare.js';
 import { startTraffic, type Traffic } from '../traffic/traffic.js';
-import type { Server } from '../servers/server.js';
 
 /** What a controller has without any setting; the test support would make it quicker. */
 const DEFAULT_SETTINGS = { MPP_POLL: '1s', MPP_HEARTBEAT: '10s', MPP_LOG_LEVEL: 'info' };
 
-/** Every phase of the traffic inserts ids of a range of its own. */
-const IDS_PER_PHASE = 20_000;
-const PHASES = 2;
+/** Every act inserts ids of a range of its own. */
+const IDS_PER_ACT = 10_000;
+const ACTS = 5;
 
-/** Clients of one group. */
-const CLIENTS = { writers: 3, readers: 2 };
-const THINK_MS = 5;
+/** Clients of each entry node. */
+const CLIENTS = { writers: 3, readers: 3, transactions: 3 };
+const THINK_MS = 20;
 
 /** All that runs for the demo: servers, controller, traffic. `close` ends whatever there is of it. */
 export class Stage {
@@ -25,7 +24,9 @@ export class Stage {
   #starting: Promise<Cluster> | undefined;
   #cluster: Cluster | undefined;
   #controller: ControllerProcess | undefined;
+  #restoring: Promise<void> | undefined;
   #groupOf = new Map<number, number>();
+  #acts = 0;
 
   /** @param env where `MPP_PG_BIN` and the like are read */
   constructor(env: NodeJS.ProcessEnv) {
@@ -40,6 +41,22 @@ export class Stage {
 
   get coordinator(): Server {
     return this.cluster.coordinator;
+  }
+
+  /** The worker group whose primary moves. @throws Error before `startServers` */
+  get group(): Group {
+    return this.cluster.group(1);
+  }
+
+  /** The nodes where the clients' statements enter. */
+  get entries(): readonly Server[] {
+    return [this.coordinator, this.cluster.group(2).primary];
+  }
+
+  /** How many clients an act has. */
+  get clients(): number {
+    const { writers, readers, transactions } = CLIENTS;
+    return this.entries.length * (writers + readers + transactions);
   }
 
   /** Where the data and the log of each server are. */
@@ -61,7 +78,7 @@ export class Stage {
     await prepareCluster(this.cluster, { secondaries: true });
     this.#groupOf = await this.coordinator.withSession(async (session) => {
       const { rows } = await session.query<{ id: number; groupid: number }>(GROUP_OF_IDS, [
-        IDS_PER_PHASE * PHASES,
+        IDS_PER_ACT * ACTS,
       ]);
       return new Map(rows.map(({ id, groupid }) => [id, groupid]));
     });
@@ -93,15 +110,17 @@ export class Stage {
     return this.#controller.pid;
   }
 
-  /** Clients of one group alone. @param phase 0 or 1, for ids that no other phase has */
-  startTraffic(groupid: number, phase: number): Traffic {
+  /** Clients that work on the group that moves, through every entry node. */
+  startTraffic(): Traffic {
+    const { groupid } = this.group;
     const traffic = startTraffic({
-      connection: this.coordinator.connection,
+      connection: this.entries.map(({ connection }) => connection),
       clients: CLIENTS,
       thinkMs: THINK_MS,
-      firstId: phase * IDS_PER_PHASE + 1,
+      firstId: this.#acts * IDS_PER_ACT + 1,
       accepts: (id) => (this.#groupOf.get(id) ?? groupid) === groupid,
     });
+    this.#acts += 1;
     this.#traffic.add(traffic);
     return traffic;
   }
@@ -112,10 +131,28 @@ export class Stage {
       connection: this.coordinator.connection,
       clients: { writers: 4, readers: 2 },
       thinkMs: 50,
-      firstId: PHASES * IDS_PER_PHASE + 1,
+      firstId: ACTS * IDS_PER_ACT + 1,
     });
     this.#traffic.add(traffic);
     return traffic;
+  }
+
+  /** Brings the old primary back as a standby. @returns false when there is nothing to do */
+  async restoreStandby(group: Group): Promise<boolean> {
+    if (this.#closed) throw new Error('the demo is about to end');
+    if (group.standby.isRunning) return false;
+    this.#restoring = group.rejoin();
+    await this.#restoring;
+    return true;
+  }
+
+  /** Why nobody takes reports any more; undefined while the controller runs. */
+  get controllerFailure(): string | undefined {
+    const controller = this.#controller;
+    if (controller === undefined || controller.exitCode === null) return undefined;
+    const lines = controller.stderr.split('\n');
+    const reason = lines.find((line) => /^\S*error: /i.test(line)) ?? 'it did not say why';
+    return `the controller ended with exit code ${controller.exitCode}: ${reason}`;
   }
 
   /** True once `close` was called. */
@@ -127,7 +164,10 @@ export class Stage {
   async close(): Promise<void> {
     this.#closed = true;
     const cluster = await this.#starting?.catch(() => undefined);
-    const quiet = Promise.all([...this.#traffic].map((traffic) => traffic.stop()));
+    // A server that is only just starting would start after all have been stopped.
+    await this.#restoring?.catch(() => undefined);
+    // Traffic that had only just begun may not have got as far as its first rows.
+    const quiet = Promise.allSettled([...this.#traffic].map((traffic) => traffic.stop()));
     await this.#controller?.end('SIGKILL');
     await cluster?.stop();
     await quiet;

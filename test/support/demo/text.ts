@@ -1,7 +1,12 @@
 import { formatTable } from '../../../src/commands/table.js';
 import type { Binaries } from '../servers/index.js';
-import type { Act, GroupTraffic } from './acts.js';
-import type { NodeRow, ReportedTask } from './reports.js';
+import type { TrafficReport } from '../traffic/traffic.js';
+import type { Act } from './acts.js';
+import type { NodeRow } from './reports.js';
+
+const WIDTH = 78;
+/** Failures of one act that are told in full, where none should be. */
+const TOLD = 3;
 
 /** What the demo runs on, and what of it is real. */
 export function serversText(binaries: Binaries, citusVersion: string | null): string {
@@ -17,82 +22,59 @@ export function serversText(binaries: Binaries, citusVersion: string | null): st
   ].join('\n');
 }
 
-/** One act: when what happened, and what the clients saw. */
-export function actText(act: Act): string {
-  return [timelineText(act), trafficText(act), ...explanation(act)].join('\n');
+/** Why a report did less than it was asked for. */
+export function reasonText(reason: string): string {
+  return indent(reason, 12);
 }
 
-function timelineText({ kind, groupid, from, to, moments }: Act): string {
-  const title = kind === 'switchover' ? 'PLANNED SWITCHOVER' : 'CRASH';
-  const start = moments[0]?.at ?? 0;
-  const lines = moments.map(({ at, what, text }) => {
-    return `${milliseconds(at - start).padStart(10)}  ${what.padEnd(9)}  ${text}`;
-  });
-  return [`${title} of group ${groupid}: ${from} -> ${to}`, ...lines, ''].join('\n');
-}
-
-function trafficText({ traffic, groupid }: Act): string {
-  return formatTable(
-    ['CLIENTS OF', 'WRITES', 'FAILED', 'READS', 'FAILED', 'LONGEST WAIT'],
-    traffic.map((of) => [
-      `group ${of.groupid}${of.groupid === groupid ? '' : ' (untouched)'}`,
-      of.report.sent.write,
-      of.report.failed.write,
-      of.report.sent.read,
-      of.report.failed.read,
-      milliseconds(of.report.longestWaitMs),
-    ]),
+/** Who the clients are. */
+export function clientsText(clients: number): string {
+  return indent(
+    `${clients} clients read and write rows of group 1, singly and in transactions. Half of them enter ` +
+      'through the coordinator, half through the worker of group 2.',
+    0,
   );
 }
 
-/** What the counts mean, taken from the counts. */
-function explanation(act: Act): string[] {
-  const reads = total(act.traffic, 'read');
-  const writes = total(act.traffic, 'write');
-  const { acknowledged, perhaps, found } = act.rows;
-  const lines = [
-    writes === 0
-      ? 'No write failed: they waited for the new primary.'
-      : act.kind === 'crash'
-        ? `${statements(writes, 'write')} failed between the crash and the hold; after that they waited.`
-        : `${statements(writes, 'write')} FAILED; a planned switchover should fail none.`,
-  ];
-  if (reads > 0) {
-    lines.push(
-      `${statements(reads, 'read')} failed while no server of the group was there to answer: the pause`,
-      'stops writes only (pause = writes, which is what Citus offers).',
-    );
-  }
-  lines.push(
-    `Rows acknowledged ${acknowledged}, found ${found}${
-      perhaps > 0 ? ` (${statements(perhaps, 'INSERT')} lost the answer)` : ''
-    }.`,
-  );
-  if (found < acknowledged) lines.push('Replication is asynchronous: a crash loses its tail.');
-  return ['', ...lines.map((line) => `  ${line}`)];
+/** The switchovers side by side. */
+export function switchoversText(acts: readonly Act[]): string {
+  const faults = acts.flatMap(faultsOf);
+  const meaning =
+    faults.length === 0
+      ? PAUSES
+      : indent(`THIS SHOULD NOT HAVE HAPPENED: ${faults.slice(0, TOLD).join('; ')}`, 2);
+  return [
+    'THE SAME PLANNED SWITCHOVER, THREE TIMES',
+    table('PAUSE', acts),
+    '',
+    meaning,
+    indent(changesText(acts), 2),
+  ].join('\n');
 }
 
-/** The rows of the control table, as they ended. */
-export function tasksText(tasks: readonly ReportedTask[]): string {
-  const table = formatTable(
-    ['id', 'event', 'groupid', 'node', 'status', 'nodeid', 'attempt', 'took'],
-    tasks.map((task) => [
-      task.id,
-      task.event,
-      task.groupid,
-      task.node,
-      task.status,
-      task.nodeid,
-      task.attempt,
-      task.finishedAt === null ? null : milliseconds(task.finishedAt - task.createdAt),
-    ]),
-  );
-  return `MPP_TASKS, every row\n${table}`;
+const PAUSES = `\
+  none    nobody waits: what is sent fails until the new primary is known
+  writes  writes wait for the new primary; reads go on, and fail
+  all     everybody waits, and nobody fails`;
+
+/** The crashes side by side. */
+export function crashesText(acts: readonly Act[], detectionMs: number): string {
+  return [
+    `THE SAME CRASH, TWICE: the HA manager notices it after ${detectionMs / 1_000} s`,
+    table('SUSPECT', acts),
+    '',
+    indent(
+      'Any client that gets no connection may send suspect. What was sent before fails, ' +
+        'all else waits for the new primary.',
+      2,
+    ),
+    indent(changesText(acts), 2),
+  ].join('\n');
 }
 
 /** The rows of `pg_dist_node`, before and after. */
 export function nodesText(before: readonly NodeRow[], after: readonly NodeRow[]): string {
-  const table = formatTable(
+  const rows = formatTable(
     ['nodeid', 'groupid', 'noderole', 'before', 'after'],
     after.map((row) => {
       const was = before.find(({ nodeid }) => nodeid === row.nodeid);
@@ -105,17 +87,51 @@ export function nodesText(before: readonly NodeRow[], after: readonly NodeRow[])
       ];
     }),
   );
-  return `PG_DIST_NODE: each primary keeps its nodeid\n${table}`;
+  return `PG_DIST_NODE: each primary keeps its nodeid\n${rows}`;
 }
 
-function total(traffic: readonly GroupTraffic[], kind: 'read' | 'write'): number {
-  return traffic.reduce((count, { report }) => count + report.failed[kind], 0);
+/** What a planned switchover did to its clients although its pause should have spared them. */
+export function faultsOf({ name, traffic, changes }: Act): string[] {
+  const { acknowledged, perhaps, found } = changes;
+  const exact = found >= acknowledged && found <= acknowledged + perhaps;
+  const waits = (kind: string) => name === 'all' || (name === 'writes' && kind !== 'read');
+  return [
+    ...(exact ? [] : [`${acknowledged} changes became ${found} with ${name}`]),
+    ...traffic.failures
+      .filter(({ kind }) => waits(kind))
+      .map(({ kind, entry, message }) => `a ${kind} through ${entry} with ${name}: ${message}`),
+  ];
 }
 
-function statements(count: number, what: string): string {
-  return `${count} ${what}${count === 1 ? '' : 's'}`;
+function table(title: string, acts: readonly Act[]): string {
+  return formatTable(
+    [title, 'FAILED WRITES', 'FAILED READS', 'FAILED TRANSACTIONS', 'LONGEST WAIT'],
+    acts.map(({ name, traffic }) => [name, ...cells(traffic)]),
+  );
 }
 
-function milliseconds(ms: number): string {
-  return `${Math.round(ms)} ms`;
+function cells({ failed, longestWaitMs }: TrafficReport): (string | number)[] {
+  return [failed.write, failed.read, failed.transaction, `${Math.round(longestWaitMs)} ms`];
+}
+
+function changesText(acts: readonly Act[]): string {
+  const total = (of: (act: Act) => number) => acts.reduce((sum, act) => sum + of(act), 0);
+  const acknowledged = total(({ changes }) => changes.acknowledged);
+  const found = total(({ changes }) => changes.found);
+  const counts = `${acknowledged} changes were acknowledged, ${found} are there`;
+  if (found > acknowledged) return `${counts}: of ${found - acknowledged} the answer was lost.`;
+  return `${counts}.${found < acknowledged ? ' Replication is asynchronous: a crash loses its tail.' : ''}`;
+}
+
+/** Lines of at most 78 characters, indented. */
+function indent(text: string, blanks: number): string {
+  const lines: string[] = [];
+  let line = '';
+  for (const word of text.split(/\s+/)) {
+    if (line !== '' && blanks + line.length + 1 + word.length > WIDTH) {
+      lines.push(line);
+      line = word;
+    } else line = line === '' ? word : `${line} ${word}`;
+  }
+  return [...lines, line].map((each) => `${' '.repeat(blanks)}${each}`).join('\n');
 }

@@ -82,9 +82,9 @@ const LIFT_ALL = `
   FROM pg_stat_activity
   WHERE application_name = 'mpp-controller barrier'`;
 
-/** Sessions of queue and groups; that of the heartbeat may wait here, too, and does not count. */
+/** Sessions that work; that of the heartbeat may wait here, too, and does not count. */
 const STOPPED = `
   SELECT a.pid
   FROM pg_stat_activity AS a
-  WHERE a.application_name ~ '^mpp-controller (queue|group)'
+  WHERE a.application_name ~ '^mpp-controller (queue|group|shared)'
     AND $1::integer = ANY (pg_blocking_pids(a.pid))`;

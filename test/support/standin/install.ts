@@ -7,7 +7,7 @@ import { packageRoot } from '../../../src/package-root.js';
  * Makes a plain PostgreSQL 15 to 18 look like a node of Citus 13.2: `pg_dist_node` and the
  * placements, the node functions with Citus's locks and errors, and the router behind the tables of
  * schema.ts. Install it in every server of a cluster (or in the template they are copied from):
- * workers receive `pg_dist_node` as Citus's nodes with metadata do.
+ * workers receive `pg_dist_node` as Citus's nodes with metadata do, and statements may enter there.
  *
  * Does nothing where it is installed already.
  *

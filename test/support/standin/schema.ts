@@ -28,8 +28,9 @@ const CREATE_ON_STANDIN = [
 /**
  * Makes the tables that tests and traffic use, each `(id bigint PRIMARY KEY, v integer)`: `items` and
  * `notes` distributed by id over 8 colocated shards, `lookup` on every node. All workers must be
- * registered in `pg_dist_node`. Plain INSERT, UPDATE … WHERE, DELETE, SELECT and count(*) on the
- * coordinator mean the same on both; ON CONFLICT and a change of id do not.
+ * registered in `pg_dist_node`. Plain INSERT, UPDATE … WHERE, DELETE, SELECT and count(*) mean the
+ * same on both, on the coordinator and on every worker, alone or in transactions; ON CONFLICT,
+ * SELECT … FOR UPDATE, savepoints and a change of id do not.
  */
 export async function createTestTables({ coordinator, citus }: TestTablesTarget): Promise<void> {
   const statements = citus ? [SET_SHARD_COUNT_ON_CITUS, ...CREATE_ON_CITUS] : CREATE_ON_STANDIN;

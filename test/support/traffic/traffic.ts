@@ -2,16 +2,36 @@ import { setMaxListeners } from 'node:events';
 import { setTimeout as pause } from 'node:timers/promises';
 import pg from 'pg';
 import type { Connection } from '../../../src/postgres/session.js';
-import { isLostSession, Tally, type StatementKind, type TrafficReport } from './report.js';
+import { Client } from './client.js';
+import { Tally, type TrafficReport, type WorkKind } from './report.js';
+import { Ids, readerWork, transactionWork, writerWork, type OwnRows, type Work } from './work.js';
 
-export type { FailedStatement, PerKind, StatementKind, TrafficReport } from './report.js';
+export type { Effects, FailedStatement, PerKind, TrafficReport, WorkKind } from './report.js';
 
 export interface TrafficOptions {
-  /** The coordinator, where `items` of schema.ts is. */
-  readonly connection: Connection;
-  readonly clients: { readonly writers: number; readonly readers: number };
-  /** The pause of a client between two statements, in milliseconds; 0 for none. */
+  /**
+   * Where statements enter: the coordinator, or any node that has `items` of schema.ts. Of a list,
+   * each node gets all the clients below.
+   */
+  readonly connection: Connection | readonly Connection[];
+  readonly clients: {
+    /** Insert a row of items, then update it: one statement a transaction. */
+    readonly writers: number;
+    /** Read a row of items that was inserted, through whichever node. */
+    readonly readers: number;
+    /** Change rows of items and notes and read lookup in transactions of several statements. */
+    readonly transactions?: number;
+  };
+  /**
+   * How long a client pauses after a statement or transaction, in milliseconds: evenly spread
+   * between 0 and twice this. 0 is a saturated server. There is no pause within a transaction.
+   */
   readonly thinkMs: number;
+  /**
+   * Of how many rows of notes all transactions take one, so that they wait for one another, on a
+   * worker and through different entry nodes. By default each client has its own.
+   */
+  readonly sharedNotes?: number;
   /** The first id inserted, where tests share a table. */
   readonly firstId?: number;
   /** After how long a statement fails, in milliseconds; by default 60 s, longer than any hold. */
@@ -26,56 +46,47 @@ export interface Traffic {
   /** Statements in flight: while traffic waits, every client has one. */
   readonly blocked: number;
   /**
-   * Resolves once `count` further statements have succeeded.
+   * Resolves once `count` further statements or transactions have succeeded.
    *
    * @param options.kind counts only these.
    * @param options.timeoutMs how long it may take, 30 s by default.
-   * @throws Error with the failures so far when it takes longer.
+   * @throws Error with the failures so far when it takes longer; what made the seeding fail.
    */
-  waitForProgress(
-    count: number,
-    options?: { kind?: StatementKind; timeoutMs?: number },
-  ): Promise<void>;
-  /** Lets every client finish its statement, then says what happened. Idempotent. */
+  waitForProgress(count: number, options?: { kind?: WorkKind; timeoutMs?: number }): Promise<void>;
+  /**
+   * Lets every client finish its statement or transaction, then says what happened. Idempotent.
+   *
+   * @throws what made the seeding fail.
+   */
   stop(): Promise<TrafficReport>;
 }
 
-const INSERT = 'INSERT INTO items VALUES ($1, $2)';
-const UPDATE = 'UPDATE items SET v = v + 1 WHERE id = $1';
-const SELECT = 'SELECT * FROM items WHERE id = $1';
-
-const RECONNECT_PAUSE_MS = 20;
+/** Rows of a transaction client: enough for its transactions to vary over the shards. */
+const ITEMS_OF_CLIENT = 12;
+const NOTES_OF_CLIENT = 4;
 
 /**
- * Starts clients on `items`, each with a session of its own and one statement a transaction. Writers
- * insert a row and update it in turn; readers read rows inserted. A client whose session is lost
- * opens another; what failed is only counted, never tried again.
+ * Starts clients, each with a session of its own. One whose session is lost, or whose transaction
+ * failed, opens another; what failed is only counted, never tried again.
+ *
+ * Where there are transactions, their rows are inserted first, through the first entry node; no
+ * client begins before they are there. The first progress proves that they are.
  */
 export function startTraffic(options: TrafficOptions): Traffic {
   const tally = new Tally();
   const stopping = new AbortController();
-  // Every client listens while it pauses.
-  setMaxListeners(0, stopping.signal);
   const ids = new Ids(options.firstId ?? 1, options.accepts ?? (() => true));
-  const { writers, readers } = options.clients;
-  const clients = [
-    ...Array.from({ length: writers }, () => new Client(options, tally, stopping.signal)),
-    ...Array.from({ length: readers }, () => new Client(options, tally, stopping.signal)),
-  ];
-  const finished = Promise.all(
-    clients.map((client, index) =>
-      client.run(index < writers ? writerStatements(ids) : readerStatements(ids)),
-    ),
-  );
+  const finished = run(options, ids, tally, stopping.signal);
+  // Whoever waits or stops is told.
+  finished.catch(() => undefined);
 
   return {
     snapshot: () => tally.report(),
     get blocked() {
-      const { inFlight } = tally.report();
-      return inFlight.write + inFlight.read;
+      return tally.waiting;
     },
     waitForProgress: (count, { kind, timeoutMs = 30_000 } = {}) =>
-      withinBound(tally, tally.further(count, kind), timeoutMs),
+      withinBound(tally, Promise.race([tally.further(count, kind), ended(finished)]), timeoutMs),
     stop: async () => {
       stopping.abort();
       await finished;
@@ -84,143 +95,73 @@ export function startTraffic(options: TrafficOptions): Traffic {
   };
 }
 
-interface Statement {
-  readonly kind: StatementKind;
-  readonly text: string;
-  readonly values: readonly number[];
-  /** Called once the statement has succeeded. */
-  readonly done: () => void;
+/** @throws always, once the traffic has ended: what was waited for does not come any more. */
+async function ended(finished: Promise<void>): Promise<void> {
+  await finished;
+  throw new Error('the traffic was stopped');
 }
 
-/** Hands out ids to insert, and remembers those that are there. */
-class Ids {
-  readonly #accepts: (id: number) => boolean;
-  readonly #inserted: number[] = [];
-  #next: number;
-
-  constructor(first: number, accepts: (id: number) => boolean) {
-    this.#next = first;
-    this.#accepts = accepts;
-  }
-
-  take(): number {
-    while (!this.#accepts(this.#next)) this.#next += 1;
-    return this.#next++;
-  }
-
-  inserted(id: number): void {
-    this.#inserted.push(id);
-  }
-
-  /** An id inserted before, or one that is not there while none is. */
-  any(): number {
-    return this.#inserted[Math.floor(Math.random() * this.#inserted.length)] ?? this.#next;
-  }
+async function run(
+  options: TrafficOptions,
+  ids: Ids,
+  tally: Tally,
+  stopping: AbortSignal,
+): Promise<void> {
+  // Every client listens while it pauses.
+  setMaxListeners(0, stopping);
+  const { connection, clients, thinkMs, statementTimeoutMs = 60_000 } = options;
+  const entries = isList(connection) ? connection : [connection];
+  const [first] = entries;
+  if (first === undefined) throw new Error('traffic needs a node to enter through');
+  const rows = await seed(first, entries.length * (clients.transactions ?? 0), options, ids, tally);
+  const runs = entries.map((entry, index) => {
+    const start = (work: Generator<Work, never>) =>
+      new Client({ connection: entry, thinkMs, statementTimeoutMs }, tally, stopping).run(work);
+    const count = clients.transactions ?? 0;
+    return [
+      ...Array.from({ length: clients.writers }, () => start(writerWork(ids))),
+      ...Array.from({ length: clients.readers }, () => start(readerWork(ids))),
+      ...rows.slice(index * count, (index + 1) * count).map((own) => start(transactionWork(own))),
+    ];
+  });
+  await Promise.all(runs.flat());
 }
 
-/** A row inserted is then updated by the same client, so that no two wait for each other's row. */
-function* writerStatements(ids: Ids): Generator<Statement, never> {
-  let unchanged: number[] = [];
-  for (;;) {
-    const id = ids.take();
-    const done = () => {
-      ids.inserted(id);
-      unchanged.push(id);
-    };
-    yield { kind: 'write', text: INSERT, values: [id, 0], done };
-    for (const row of unchanged)
-      yield { kind: 'write', text: UPDATE, values: [row], done: nothing };
-    unchanged = [];
-  }
+function isList(value: Connection | readonly Connection[]): value is readonly Connection[] {
+  return Array.isArray(value);
 }
 
-function* readerStatements(ids: Ids): Generator<Statement, never> {
-  for (;;) yield { kind: 'read', text: SELECT, values: [ids.any()], done: nothing };
-}
-
-const nothing = () => undefined;
-
-/** One client: a session, opened again whenever it is lost. */
-class Client {
-  readonly #options: TrafficOptions;
-  readonly #tally: Tally;
-  readonly #stopping: AbortSignal;
-  #session: pg.Client | undefined;
-
-  constructor(options: TrafficOptions, tally: Tally, stopping: AbortSignal) {
-    this.#options = options;
-    this.#tally = tally;
-    this.#stopping = stopping;
+/** Makes the rows of `clients` transaction clients. */
+async function seed(
+  connection: Connection,
+  clients: number,
+  options: TrafficOptions,
+  ids: Ids,
+  tally: Tally,
+): Promise<OwnRows[]> {
+  if (clients === 0) return [];
+  const shared =
+    options.sharedNotes === undefined ? undefined : ids.takeSeveral(options.sharedNotes);
+  const rows = Array.from({ length: clients }, () => ({
+    items: ids.takeSeveral(ITEMS_OF_CLIENT),
+    notes: shared ?? ids.takeSeveral(NOTES_OF_CLIENT),
+  }));
+  const items = rows.flatMap((own) => own.items);
+  const notes = shared ?? rows.flatMap((own) => own.notes);
+  const session = new pg.Client({ ...connection, application_name: 'traffic' });
+  session.on('error', () => undefined);
+  try {
+    await session.connect();
+    await session.query('BEGIN');
+    for (const id of items) await session.query('INSERT INTO items VALUES ($1, 0)', [id]);
+    for (const id of notes) await session.query('INSERT INTO notes VALUES ($1, 0)', [id]);
+    await session.query('COMMIT');
+  } finally {
+    await session.end().catch(() => undefined);
   }
-
-  async run(statements: Generator<Statement, never>): Promise<void> {
-    try {
-      while (!this.#stopping.aborted) {
-        const session = await this.#open();
-        if (session === undefined) await this.#pause(RECONNECT_PAUSE_MS);
-        else {
-          await this.#send(session, statements.next().value);
-          if (this.#options.thinkMs > 0) await this.#pause(this.#options.thinkMs);
-        }
-      }
-    } finally {
-      await this.#close();
-    }
-  }
-
-  async #open(): Promise<pg.Client | undefined> {
-    if (this.#session !== undefined) return this.#session;
-    const { connection, statementTimeoutMs = 60_000 } = this.#options;
-    const session = new pg.Client({
-      ...connection,
-      statement_timeout: statementTimeoutMs,
-      connectionTimeoutMillis: 5_000,
-      // Not of the controller's sessions, which tests look for by name.
-      application_name: 'traffic',
-    });
-    session.on('error', () => this.#forget(session));
-    session.on('end', () => this.#forget(session));
-    try {
-      await session.connect();
-    } catch {
-      // The coordinator is away. Nothing was sent, so nothing failed.
-      await session.end().catch(() => undefined);
-      return undefined;
-    }
-    this.#session = session;
-    return session;
-  }
-
-  async #send(session: pg.Client, { kind, text, values, done }: Statement): Promise<void> {
-    const sentAt = performance.now();
-    this.#tally.sending(kind);
-    try {
-      await session.query(text, [...values]);
-      done();
-      this.#tally.succeeded(kind, performance.now() - sentAt, text === INSERT ? 1 : 0);
-    } catch (error) {
-      this.#tally.failed(kind, text, performance.now() - sentAt, error);
-      // What is sent to a session that is ending only fails for it.
-      if (isLostSession(error)) {
-        this.#forget(session);
-        await session.end().catch(() => undefined);
-      }
-    }
-  }
-
-  #forget(session: pg.Client): void {
-    if (this.#session === session) this.#session = undefined;
-  }
-
-  async #pause(milliseconds: number): Promise<void> {
-    await pause(milliseconds, undefined, { signal: this.#stopping }).catch(() => undefined);
-  }
-
-  async #close(): Promise<void> {
-    const session = this.#session;
-    this.#session = undefined;
-    await session?.end().catch(() => undefined);
-  }
+  for (const id of items) ids.inserted(id);
+  tally.seeded({ inserted: items.length, items: 0, notes: 0 });
+  return rows;
 }
 
 async function withinBound(

@@ -2,6 +2,8 @@
 -- Citus 13.2. Needs allow_system_table_mods = on and a superuser.
 
 CREATE SCHEMA standin;
+-- The rows that a node has of distributed and reference tables: what Citus has shard tables for.
+CREATE SCHEMA standin_shards;
 CREATE EXTENSION dblink SCHEMA standin;
 
 CREATE TYPE pg_catalog.noderole AS ENUM ('primary', 'secondary', 'unavailable');
@@ -35,6 +37,9 @@ CREATE TABLE pg_catalog.pg_dist_local_group (
 );
 INSERT INTO pg_catalog.pg_dist_local_group (groupid) VALUES (0);
 
+CREATE FUNCTION standin.local_group() RETURNS integer
+LANGUAGE sql STABLE AS $$ SELECT groupid FROM pg_catalog.pg_dist_local_group $$;
+
 CREATE TABLE pg_catalog.pg_dist_authinfo (
   nodeid integer NOT NULL,
   rolename name NOT NULL,
@@ -60,6 +65,9 @@ CREATE TABLE pg_catalog.pg_dist_shard (
   shardmaxvalue text
 );
 CREATE INDEX pg_dist_shard_logical_relid_index ON pg_catalog.pg_dist_shard (logicalrelid);
+-- Citus finds a row's shard in its cache; without an index 10,000 shards would be read each time.
+CREATE INDEX pg_dist_shard_hash_index
+  ON pg_catalog.pg_dist_shard (logicalrelid, (shardminvalue::integer));
 
 CREATE TABLE pg_catalog.pg_dist_placement (
   placementid bigint NOT NULL UNIQUE
@@ -104,6 +112,17 @@ LANGUAGE sql STABLE STRICT AS $$ SELECT 'Citus 13.2.2 (stand-in for tests)'::tex
 CREATE FUNCTION pg_catalog.citus_is_coordinator() RETURNS boolean
 LANGUAGE sql STRICT AS $$
   SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_local_group WHERE groupid = 0)
+$$;
+
+-- Citus's functions for the processes of all nodes: with them an untyped pid is ambiguous.
+CREATE FUNCTION pg_catalog.pg_cancel_backend(global_pid bigint) RETURNS boolean
+LANGUAGE sql STRICT AS $$
+  SELECT pg_catalog.pg_cancel_backend((global_pid % 10000000000)::integer)
+$$;
+
+CREATE FUNCTION pg_catalog.pg_terminate_backend(global_pid bigint, timeout bigint DEFAULT 0) RETURNS boolean
+LANGUAGE sql STRICT AS $$
+  SELECT pg_catalog.pg_terminate_backend((global_pid % 10000000000)::integer, timeout)
 $$;
 
 -- CREATE EXTENSION IF NOT EXISTS citus then finds what it wants, as it does on a real coordinator.

@@ -1,26 +1,48 @@
 -- Citus's shard metadata locks: writers take Share until their transaction ends, a pause takes
--- Exclusive. Here they are advisory locks of the same modes.
+-- Exclusive. Here they are advisory locks of the same modes. As in Citus each node has its own: a
+-- writer takes the lock on the node where its statement enters, and a pause there stops it there
+-- only.
 
--- Colocated shards share one lock, as in Citus; a reference table's shard has its own.
-CREATE FUNCTION standin.shard_lock(shard bigint) RETURNS bigint
-LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-  SELECT CASE partition.partmethod
+-- Which lock stands for a shard. Colocated shards share one, as in Citus; a reference table's shard
+-- has its own. The lowest hash of a shard is the same in all tables of a colocation group.
+CREATE VIEW standin.shard_lock AS
+SELECT
+  shardid,
+  logicalrelid,
+  CASE partition.partmethod
     WHEN 'n' THEN (x'53484152'::bigint << 32) + shard.shardid
-    ELSE (x'434F4C4F'::bigint << 32) + (partition.colocationid::bigint << 16) + (
-      SELECT count(*) FROM pg_dist_shard AS before
-      WHERE before.logicalrelid = shard.logicalrelid AND before.shardid < shard.shardid
-    )
-  END
-  FROM pg_dist_shard AS shard
-  JOIN pg_dist_partition AS partition USING (logicalrelid)
-  WHERE shard.shardid = shard_lock.shard
+    ELSE (((x'434F'::bigint << 16) + partition.colocationid) << 32)
+      + shard.shardminvalue::bigint + 2147483648
+  END AS key
+FROM pg_catalog.pg_dist_shard AS shard
+JOIN pg_catalog.pg_dist_partition AS partition USING (logicalrelid);
+GRANT SELECT ON standin.shard_lock TO PUBLIC;
+
+-- The locks of some shards in the order of the array, for lock_shard_metadata() and for writers.
+CREATE FUNCTION standin.lock_shards(shards bigint[], exclusively boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+DECLARE
+  key bigint;
+BEGIN
+  FOR key IN
+    SELECT shard_lock.key
+    FROM unnest(shards) WITH ORDINALITY AS wanted (shardid, place)
+    JOIN standin.shard_lock USING (shardid)
+    ORDER BY place
+  LOOP
+    IF exclusively THEN
+      PERFORM pg_advisory_xact_lock(key);
+    ELSE
+      PERFORM pg_advisory_xact_lock_shared(key);
+    END IF;
+  END LOOP;
+END
 $$;
 
 CREATE FUNCTION pg_catalog.lock_shard_metadata(lock_mode integer, shard_id bigint[]) RETURNS void
 LANGUAGE plpgsql STRICT SET search_path = pg_catalog AS $$
 DECLARE
-  shard bigint;
-  relation regclass;
+  problem record;
 BEGIN
   IF lock_mode NOT IN (1, 3, 5, 7) THEN
     RAISE EXCEPTION 'unsupported lockmode %', lock_mode USING ERRCODE = 'XX000';
@@ -28,44 +50,45 @@ BEGIN
   IF cardinality(shard_id) = 0 THEN
     RAISE EXCEPTION 'no locks specified' USING ERRCODE = 'XX000';
   END IF;
-  FOREACH shard IN ARRAY shard_id LOOP
-    SELECT logicalrelid INTO relation FROM pg_dist_shard WHERE shardid = shard;
-    IF relation IS NULL THEN
-      RAISE EXCEPTION 'could not find valid entry for shard %', shard USING ERRCODE = 'XX000';
-    END IF;
-    IF NOT pg_has_role((SELECT relowner FROM pg_class WHERE oid = relation), 'USAGE') THEN
-      RAISE EXCEPTION 'must be owner of table %', relation USING ERRCODE = '42501';
-    END IF;
-    -- Advisory locks have two modes only. Modes 1 and 3 become Share: like the real ones they wait
-    -- for Exclusive and not for one another.
-    IF lock_mode = 7 THEN
-      PERFORM pg_advisory_xact_lock(standin.shard_lock(shard));
-    ELSE
-      PERFORM pg_advisory_xact_lock_shared(standin.shard_lock(shard));
-    END IF;
-  END LOOP;
+  SELECT wanted, logicalrelid INTO problem
+  FROM unnest(shard_id) AS wanted
+  LEFT JOIN pg_dist_shard ON shardid = wanted
+  LEFT JOIN pg_class AS class ON class.oid = logicalrelid
+  WHERE shardid IS NULL OR NOT pg_has_role(relowner, 'USAGE')
+  LIMIT 1;
+  IF FOUND AND problem.logicalrelid IS NULL THEN
+    RAISE EXCEPTION 'could not find valid entry for shard %', problem.wanted
+      USING ERRCODE = 'XX000';
+  ELSIF FOUND THEN
+    RAISE EXCEPTION 'must be owner of table %', problem.logicalrelid USING ERRCODE = '42501';
+  END IF;
+  -- Advisory locks have two modes only: 3 and 5 become Share, and so does 1, though Citus's 1 would
+  -- not wait.
+  PERFORM standin.lock_shards(shard_id, lock_mode = 7);
 END
 $$;
 
 -- sslmode: libpq would look for certificates in the home of whoever started the server.
-CREATE FUNCTION standin.address(host text, port integer, purpose text) RETURNS text
+CREATE FUNCTION standin.address(host text, port integer, application text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
   SELECT format(
     'host=%L port=%s dbname=%L user=%L application_name=%L connect_timeout=2 sslmode=disable'
     ' options=''-c client_min_messages=error''',
-    host, port, current_database(), current_user, 'Citus stand-in ' || purpose
+    host, port, current_database(), current_user, application
   )
 $$;
 
 -- How a session of this server reaches its own server, for work that must outlive or run beside it.
 CREATE FUNCTION standin.own_address(purpose text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-  SELECT standin.address('127.0.0.1', current_setting('port')::integer, purpose)
+  SELECT standin.address(
+    '127.0.0.1', current_setting('port')::integer, 'Citus stand-in ' || purpose
+  )
 $$;
 
 -- Runs in a session of its own, like Citus's "Lock Acquire Helper": once the cooldown is over, ends
--- whoever is in the way of `backend`. It looks that often whether the backend is still there because
--- nobody tells it of a backend that was killed.
+-- whoever is in the way of `backend`. It looks that often whether the backend is still there
+-- because nobody tells it of a backend that was killed.
 CREATE PROCEDURE standin.help_to_lock(backend integer, started timestamptz, cooldown integer)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -110,23 +133,23 @@ BEGIN
 END
 $$;
 
--- Exclusive locks on all shards of a group in the order of their ids, then pg_dist_node if asked.
+-- Exclusive locks on all shards of a group, one after the other, then pg_dist_node if asked.
 -- A helper is started only when something is in the way: before that it would have nothing to do.
 CREATE FUNCTION standin.lock_for_node(
   locks bigint[], with_nodes boolean, force boolean, cooldown integer
 ) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 DECLARE
-  shard_lock bigint;
+  key bigint;
   helped boolean := false;
 BEGIN
-  FOREACH shard_lock IN ARRAY locks LOOP
-    CONTINUE WHEN pg_try_advisory_xact_lock(shard_lock);
+  FOREACH key IN ARRAY locks LOOP
+    CONTINUE WHEN pg_try_advisory_xact_lock(key);
     IF force AND NOT helped THEN
       PERFORM standin.start_lock_helper(cooldown);
       helped := true;
     END IF;
-    PERFORM pg_advisory_xact_lock(shard_lock);
+    PERFORM pg_advisory_xact_lock(key);
   END LOOP;
   IF with_nodes THEN
     BEGIN
@@ -148,11 +171,17 @@ EXCEPTION WHEN query_canceled OR OTHERS THEN
 END
 $$;
 
--- Nothing for a secondary: Citus pauses primaries only.
+-- In the order of the shards' ids, as Citus takes them. Nothing for a secondary: it pauses
+-- primaries only.
 CREATE FUNCTION standin.locks_of_node(node integer) RETURNS bigint[]
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-  SELECT coalesce(array_agg(DISTINCT standin.shard_lock(placement.shardid)), '{}')
-  FROM pg_dist_node AS node
-  JOIN pg_dist_placement AS placement USING (groupid)
-  WHERE node.nodeid = locks_of_node.node AND node.noderole = 'primary'
+  SELECT coalesce(array_agg(key ORDER BY first_shard), '{}')
+  FROM (
+    SELECT shard_lock.key, min(shardid) AS first_shard
+    FROM pg_dist_node AS node
+    JOIN pg_dist_placement AS placement USING (groupid)
+    JOIN standin.shard_lock USING (shardid)
+    WHERE node.nodeid = locks_of_node.node AND node.noderole = 'primary'
+    GROUP BY shard_lock.key
+  ) AS locks
 $$;

@@ -122,8 +122,7 @@ BEGIN
   END IF;
   PERFORM standin.ensure_metadata_in_sync();
   IF is_worker THEN
-    PERFORM standin.connect('new node', standin.address(host, port, 'new node'));
-    PERFORM standin.dblink_disconnect('new node');
+    PERFORM standin.send_tables(host, port);
   END IF;
   INSERT INTO pg_dist_node (
     groupid, nodename, nodeport, noderole, nodecluster, hasmetadata, metadatasynced,
@@ -237,6 +236,7 @@ FROM PUBLIC;
 
 GRANT USAGE ON SCHEMA standin TO PUBLIC;
 REVOKE EXECUTE ON FUNCTION
-  standin.connect, standin.start_lock_helper, standin.start_maintenance, standin.send_nodes,
-  standin.receive_nodes, standin.sync_nodes, standin.add_node, standin.lock_for_node
+  standin.connect, standin.call_on, standin.start_lock_helper, standin.start_maintenance,
+  standin.send_nodes, standin.receive_nodes, standin.sync_nodes, standin.add_node,
+  standin.lock_for_node
 FROM PUBLIC;

@@ -1,0 +1,12 @@
+import type { ClientBase } from 'pg';
+import type { Server } from './server.js';
+
+export interface LockSessionOptions {
+  readonly server: Server;
+  /** The server process. */
+  readonly pid: number;
+  /** The session; a function, so that it can refuse once its transaction has ended. */
+  readonly client: () => ClientBase;
+  /** Called when it begins. */
+  readonly onActive: () => void;
+}

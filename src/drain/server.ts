@@ -1,0 +1,194 @@
+import type { Pool } from 'pg';
+import { vertexOf, type Edge } from './wait-graph.js';
+
+/** A session that was ended because it was in the way of a lock. */
+export interface Ended {
+  readonly server: string;
+  readonly pid: number;
+  readonly user: string;
+  readonly application: string;
+  /** False when this role may not end it. */
+  readonly ended: boolean;
+}
+
+/** One server on which locks are taken, or whose lock waits say who is in the way of whom. */
+export class Server {
+  /** Its nodeid, by which sessions that work for its clients are known on other servers. */
+  readonly key: string;
+  /** host:port, for people. */
+  readonly name: string;
+  readonly #watch: Pool;
+
+  /** @param watch sessions that only look, cancel and end; none of them waits for a lock. */
+  constructor(options: { key: string; name: string; watch: Pool }) {
+    this.key = options.key;
+    this.name = options.name;
+    this.#watch = options.watch;
+  }
+
+  /**
+   * Who is in the way of our waiting processes, and whom those wait for in turn, on this server alone.
+   * Interrupts at once those that somebody waits for whom one of ours waits for: each hop between a
+   * cycle and its end is time in which a detector of deadlocks may find it.
+   *
+   * @param ours all our processes here
+   * @param waiting those that wait
+   * @param yielding those of them that may be interrupted
+   */
+  async chains(
+    ours: readonly number[],
+    waiting: readonly number[],
+    yielding: readonly number[],
+  ): Promise<{ edges: Edge[]; interrupted: number[] }> {
+    const { rows } = await this.#watch.query<EdgeRow & { interrupted: boolean }>({
+      name: 'mpp-chains',
+      text: CHAINS,
+      values: [waiting, ours, yielding],
+    });
+    const interrupted = rows.filter((row) => row.interrupted).map(({ blocker }) => blocker);
+    return { edges: this.#edgesOf(rows), interrupted: [...new Set(interrupted)] };
+  }
+
+  /** All that wait for a lock here, with the blockers of each. */
+  async waits(): Promise<Edge[]> {
+    const { rows } = await this.#watch.query<EdgeRow>({ name: 'mpp-waits', text: WAITS });
+    return this.#edgesOf(rows);
+  }
+
+  #edgesOf(rows: readonly EdgeRow[]): Edge[] {
+    return rows.map((row) => ({
+      waiter: row.waiter_origin ?? vertexOf(this.key, row.waiter),
+      blocker: row.blocker_origin ?? vertexOf(this.key, row.blocker),
+      pid: row.waiter,
+    }));
+  }
+
+  /** Whether any of `waiting` still waits for `pid`. */
+  async blocks(pid: number, waiting: readonly number[]): Promise<boolean> {
+    const { rows } = await this.#watch.query<{ blocks: boolean }>({
+      name: 'mpp-blocks',
+      text: BLOCKS,
+      values: [pid, waiting],
+    });
+    return rows[0]?.blocks ?? false;
+  }
+
+  /** Interrupts the statement that a process runs, if it runs one. */
+  async cancel(pid: number): Promise<void> {
+    await this.#watch.query({ name: 'mpp-cancel', text: CANCEL, values: [pid] });
+  }
+
+  /** Ends the sessions directly in the way of `pid`, but for those of `spared`. */
+  async endBlockers(pid: number, spared: readonly number[]): Promise<Ended[]> {
+    const { rows } = await this.#watch.query<Omit<Ended, 'server'>>({
+      name: 'mpp-end-blockers',
+      text: END_BLOCKERS,
+      values: [pid, spared],
+    });
+    return rows.map((row) => ({ ...row, server: this.name }));
+  }
+
+  /** Transactions directly in the way of `pid`, by a name that tells each from every other, for people. */
+  async blockersOf(pid: number): Promise<ReadonlyMap<string, string>> {
+    const { rows } = await this.#watch.query<{ transaction: string; described: string }>({
+      name: 'mpp-blockers-of',
+      text: BLOCKERS_OF,
+      values: [pid],
+    });
+    return new Map(rows.map(({ transaction, described }) => [transaction, described]));
+  }
+}
+
+interface EdgeRow {
+  readonly waiter: number;
+  readonly blocker: number;
+  readonly waiter_origin: string | null;
+  readonly blocker_origin: string | null;
+}
+
+/**
+ * The session of another server that a process works for, from the name that Citus gives its own
+ * connections: nodeid * 10^10 + pid (source: backend_data.c). NULL for a client's own session.
+ */
+function originOf(alias: string): string {
+  const gpid = `substring(${alias}.application_name FROM '^citus_[a-z_]+ gpid=([0-9]+)$')::numeric`;
+  return `div(${gpid}, 10000000000) || ':' || mod(${gpid}, 10000000000)`;
+}
+
+/**
+ * pg_blocking_pids looks at one lock alone, unlike pg_locks, which copies the whole table: a hold may
+ * have thousands. What a pid 0 blocks is a prepared transaction.
+ */
+const CHAINS = `
+  WITH RECURSIVE chain (waiter, blocker) AS (
+    SELECT w.pid, b.pid
+    FROM unnest($1::integer[]) AS w (pid), unnest(pg_blocking_pids(w.pid)) AS b (pid)
+    UNION
+    SELECT c.blocker, b.pid
+    FROM chain AS c, unnest(pg_blocking_pids(c.blocker)) AS b (pid)
+    WHERE c.blocker <> 0
+  ), knot AS MATERIALIZED (
+    SELECT k.pid, pg_cancel_backend(k.pid) AS interrupted
+    FROM (
+      SELECT DISTINCT c.blocker AS pid
+      FROM chain AS c
+      WHERE c.blocker = ANY ($3::integer[]) AND c.waiter <> ALL ($2::integer[])
+    ) AS k
+  )
+  SELECT c.waiter, c.blocker, NULL AS waiter_origin, NULL AS blocker_origin,
+         coalesce(k.interrupted AND c.waiter <> ALL ($2::integer[]), false) AS interrupted
+  FROM chain AS c
+  LEFT JOIN knot AS k ON k.pid = c.blocker`;
+
+/** A role without pg_read_all_stats sees no wait events: then every process is asked. */
+const WAITS = `
+  WITH session AS MATERIALIZED (
+    SELECT s.pid, s.application_name, s.wait_event_type
+    FROM pg_stat_get_activity(NULL) AS s
+    WHERE s.datid IS NOT NULL
+  )
+  SELECT w.pid AS waiter, b.pid AS blocker,
+         ${originOf('w')} AS waiter_origin,
+         ${originOf('o')} AS blocker_origin
+  FROM session AS w
+  CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS b (pid)
+  LEFT JOIN session AS o ON o.pid = b.pid
+  WHERE coalesce(w.wait_event_type, 'Lock') = 'Lock'`;
+
+const BLOCKS = `
+  SELECT coalesce(bool_or($1::integer = ANY (pg_blocking_pids(w.pid))), false) AS blocks
+  FROM unnest($2::integer[]) AS w (pid)`;
+
+/** Citus has another function of this name, for the processes of all nodes. */
+const CANCEL = 'SELECT pg_cancel_backend($1::integer)';
+
+/** Only what runs for a client: autovacuum and its like give way by themselves. */
+const BLOCKERS = `
+  SELECT DISTINCT s.pid, s.usesysid, s.application_name
+  FROM unnest(pg_blocking_pids($1::integer)) AS b (pid)
+  JOIN pg_stat_get_activity(b.pid) AS s ON true`;
+
+/** Ending a session takes its role, or pg_signal_backend and a session that is no superuser's. */
+const END_BLOCKERS = `
+  WITH blocker AS MATERIALIZED (${BLOCKERS}), judged AS (
+    SELECT b.pid, r.rolname, b.application_name,
+           (SELECT m.rolsuper FROM pg_roles AS m WHERE m.rolname = current_user)
+             OR pg_has_role(r.oid, 'USAGE')
+             OR (NOT r.rolsuper AND pg_has_role('pg_signal_backend', 'USAGE')) AS may
+    FROM blocker AS b
+    JOIN pg_roles AS r ON r.oid = b.usesysid
+    WHERE b.pid <> ALL ($2::integer[])
+  )
+  SELECT j.pid, j.rolname AS user, coalesce(j.application_name, '') AS application,
+         CASE WHEN j.may THEN pg_terminate_backend(j.pid) ELSE false END AS ended
+  FROM judged AS j`;
+
+/** A role without pg_read_all_stats is not told when a transaction began; its virtual id tells as well. */
+const BLOCKERS_OF = `
+  SELECT format('%s %s', b.pid, v.virtualxid) AS transaction,
+         format('pid %s (user %s, application %s)', b.pid, r.rolname,
+           coalesce(nullif(b.application_name, ''), 'unnamed')) AS described
+  FROM (${BLOCKERS}) AS b
+  LEFT JOIN pg_locks AS v ON v.pid = b.pid AND v.locktype = 'virtualxid' AND v.virtualtransaction = v.virtualxid
+  LEFT JOIN pg_roles AS r ON r.oid = b.usesysid
+  ORDER BY b.pid`;

@@ -1,0 +1,296 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { LockSession } from '../../../drain/lock-session.js';
+import type { LockUnit } from '../../../drain/lock-unit.js';
+import { obtain } from '../../../drain/lock-team.js';
+import type { Watch } from '../../../drain/watch.js';
+import { sqlState } from '../../../postgres/sqlstate.js';
+import { Transaction } from '../../../postgres/transaction.js';
+import type { LaneOrder, OwnLocks } from './lane-order.js';
+import type { TrafficNode } from './node.js';
+import { LaneLocks, type Held } from './lane-locks.js';
+import type { SharedLocks } from './shared-locks.js';
+import { boundsFor, inTime, release, watched } from './shared-set.js';
+import {
+  doorsOf,
+  notLockable,
+  readersOf,
+  readTargets,
+  sameTargets,
+  shardLocks,
+  writersOf,
+  type Targets,
+} from './targets.js';
+
+/** So long a lock takes that nobody has, in milliseconds, and some more. */
+const AT_ONCE_MS = 5;
+/** What was read longer ago is read again before it is relied on, in milliseconds. */
+const FRESH_MS = 20;
+
+/** A table or shard may be dropped between a look and the lock; so often what there is is read again. */
+const GONE_TRIES = 3;
+
+/** One node's part in a hold: what enters through this node and was asked to wait, waits. */
+export class Lane {
+  readonly node: TrafficNode;
+  readonly #watch: Watch;
+  readonly #order: LaneOrder;
+  readonly #own: OwnLocks | undefined;
+  /** By performance.now(). */
+  readonly #patientUntil: number;
+  readonly #over = new AbortController();
+  readonly #locks: LaneLocks;
+  #transaction: Transaction | undefined;
+  #ownLocks: LockSession | undefined;
+  #impatience: NodeJS.Timeout | undefined;
+  #impatient = false;
+  #targets: Targets | undefined;
+  /** False when the targets may have changed since they were read. */
+  #upToDate = true;
+  #reason: string | null = null;
+  #kept = false;
+
+  /** @param own the group's own session, on the coordinator; on other nodes the lane opens one. */
+  constructor(node: TrafficNode, watch: Watch, order: LaneOrder, own?: OwnLocks) {
+    this.node = node;
+    this.#watch = watch;
+    this.#order = order;
+    this.#own = own;
+    this.#patientUntil = performance.now() + order.cooldownMs;
+    this.#locks = new LaneLocks(order, this.#over.signal);
+  }
+
+  /** A sentence when less waits than was asked for, else null. */
+  get reason(): string | null {
+    return this.#reason;
+  }
+
+  /** How often its sessions have given way while they had to do with it. */
+  get yields(): number {
+    return this.#locks.yields;
+  }
+
+  /** True while what was taken makes traffic wait. */
+  get isHeld(): boolean {
+    return this.#kept;
+  }
+
+  /** True when it has all its locks at this moment, or has been left out. */
+  get complete(): boolean {
+    if (this.#over.signal.aborted) return true;
+    return this.#upToDate && this.#locks.complete;
+  }
+
+  /**
+   * Takes the locks: tables, then shards.
+   *
+   * @throws DatabaseStateError when this role may not lock here or there is no room for the locks;
+   *   the error of a statement that failed.
+   */
+  async take(): Promise<void> {
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        await this.#takeAll();
+        return;
+      } catch (error) {
+        if (attempt === GONE_TRIES || !isGone(error)) throw error;
+        this.#locks.forget();
+      }
+    }
+  }
+
+  async #takeAll(): Promise<void> {
+    const { groupid, pause } = this.#order;
+    const readAt = performance.now();
+    const targets = await this.#read();
+    this.#targets = targets;
+    const refusal = notLockable(targets, groupid, this.node.server.name);
+    const mayNot = refusal?.code === 'NOT_OWNER' && this.#own?.coversShared === true;
+    if (refusal && !mayNot) throw refusal;
+    if (refusal && pause === 'all') this.#reason = `writes wait, reads do not: ${refusal.message}`;
+    const all = pause === 'all' && !refusal && (await this.#takeTables(targets));
+    // Who can touch no table can touch no shard: only what commits the change needs those, too.
+    if (!all || this.#own) await this.#takeWrites(targets, all || mayNot);
+    this.#upToDate = performance.now() - readAt < FRESH_MS;
+  }
+
+  /**
+   * Resolves once it has again what it had to yield, and what came to the group while it waited: a
+   * table that was made, a shard that was moved.
+   */
+  async settle(): Promise<void> {
+    if (this.#over.signal.aborted) return;
+    try {
+      if (!this.#upToDate) {
+        const targets = await this.#read();
+        this.#upToDate = sameTargets(targets, this.#targets);
+        this.#targets = targets;
+        this.#locks.retarget(targets);
+      }
+      for (const held of this.#locks.held) await this.#regain(held);
+    } catch (error) {
+      if (!isGone(error)) throw error;
+      this.#locks.forget();
+      await this.take();
+    }
+  }
+
+  async #regain(held: Held): Promise<void> {
+    if (held.locks.has(held.units)) return;
+    if (!held.sparing) return obtain(held.locks, held.units);
+    const inTheWay = await held.sparing.tryFor(held.units, this.#patientUntil, this.#over.signal);
+    if (inTheWay === null) return;
+    this.#locks.forgetOne(held);
+    if (held.sparing === this.node.gate) return this.#leave(this.node.gate);
+    this.#sayReadsGoOn(inTheWay);
+    if (this.#targets) await this.#takeWrites(this.#targets, false);
+  }
+
+  /** Whether the node is there is found out on a session that is bounded tightly. */
+  async #read(): Promise<Targets> {
+    if (!this.#own) await this.node.looks.query('SELECT');
+    return readTargets(this.node.sessions, this.#order.groupid);
+  }
+
+  /** Nothing is given back from now on; whom only the drain kept waiting goes on. */
+  async keep(): Promise<void> {
+    if (this.#over.signal.aborted) return;
+    clearTimeout(this.#impatience);
+    this.#watch.regainPatience(this);
+    this.#locks.keep(this);
+    this.#kept = true;
+    this.node.holds += 1;
+    await this.#leave(this.node.gate);
+  }
+
+  /** The hold may last so many milliseconds from now. */
+  async extend(remainingMs: number): Promise<void> {
+    this.#locks.extend(remainingMs);
+    await this.#transaction?.bound(boundsFor(remainingMs));
+  }
+
+  /** Lets the traffic of this node go on. */
+  async release(): Promise<void> {
+    clearTimeout(this.#impatience);
+    this.#watch.regainPatience(this);
+    if (this.#kept) this.node.holds -= 1;
+    this.#kept = false;
+    this.#over.abort(new Error('this part of the hold was given up'));
+    this.#locks.forget();
+    await Promise.all([
+      this.#leave(this.node.gate),
+      this.#leave(this.node.shared),
+      this.#releaseOwn(),
+    ]);
+  }
+
+  async #releaseOwn(): Promise<void> {
+    const [transaction, locks] = [this.#transaction, this.#ownLocks];
+    if (transaction && locks) await release(transaction, locks);
+    else if (locks) await inTime(locks.stop());
+    else await transaction?.rollback();
+  }
+
+  /** The hold goes on without this node. */
+  async leaveOut(why: string): Promise<void> {
+    this.#reason = `what enters through ${this.node.server.name} does not wait: ${why}`;
+    await this.release();
+  }
+
+  async #takeTables(targets: Targets): Promise<boolean> {
+    if (targets.tables.length === 0) return true;
+    const inTheWay = await this.#tryFor(this.node.shared, targets, ({ tables }) =>
+      readersOf(tables),
+    );
+    if (inTheWay === null) return true;
+    this.#sayReadsGoOn(inTheWay);
+    return false;
+  }
+
+  #sayReadsGoOn(inTheWay: string): void {
+    const where = this.node.server.name;
+    this.#reason = `writes wait, reads do not: in the way on ${where} was ${inTheWay}`;
+  }
+
+  async #takeWrites(targets: Targets, tablesDone: boolean): Promise<void> {
+    this.#over.signal.throwIfAborted();
+    const patienceMs = this.#patientUntil - performance.now();
+    clearTimeout(this.#impatience);
+    this.#impatience = setTimeout(() => this.#losePatience(), Math.max(0, patienceMs));
+    const own = this.#own ?? (await this.#openOwn());
+    const keptOf = ({ shared }: Targets): readonly string[] =>
+      own.coversShared || tablesDone ? [] : shared;
+    const keptUnits = (found: Targets): LockUnit[] => writersOf(keptOf(found));
+    const keeping = this.#locks.holdShared(this.node.shared, keptUnits, targets);
+    keeping.catch(() => undefined);
+    this.#ownLocks = own.locks;
+    const units = own.unitsFor(targets);
+    if (!tablesDone && !(await this.#takeAtOnce(own.locks, units))) {
+      await own.locks.drop(units);
+      await this.#closeDoors(targets, (found) =>
+        doorsOf(found.tables.filter((table) => !keptOf(found).includes(table))),
+      );
+    }
+    const holding = this.#locks.hold(own.locks, own.unitsFor, targets);
+    if (this.#impatient) this.#losePatience();
+    await Promise.all([keeping, holding]);
+  }
+
+  #losePatience(): void {
+    this.#impatient = true;
+    this.#watch.losePatience(this.#locks.sessions, this);
+    // Those in the way are ended from now on, so nobody else need be kept out.
+    const { gate } = this.node;
+    if (this.#locks.held.some(({ sparing }) => sparing === gate)) void this.#leave(gate);
+  }
+
+  /** Where nobody is in the way there is no need for doors. */
+  async #takeAtOnce(locks: LockSession, units: readonly LockUnit[]): Promise<boolean> {
+    locks.want(units);
+    const taken = locks.obtain(units);
+    taken.catch(() => undefined);
+    return Promise.race([taken, delay(AT_ONCE_MS, false)]);
+  }
+
+  /**
+   * Keeps new writers from all tables of the group until those in the middle are through. Not where
+   * another group is held: its writers wait inside these doors, for as long as that hold lasts.
+   */
+  async #closeDoors(targets: Targets, unitsFor: Held['unitsFor']): Promise<void> {
+    const { gate, holds } = this.node;
+    if (holds > 0 || unitsFor(targets).length === 0) return;
+    // Who is in the way of a door need not be in the way of the hold: no reason to give.
+    if ((await this.#tryFor(gate, targets, unitsFor)) !== null) await this.#leave(gate);
+  }
+
+  async #tryFor(
+    common: SharedLocks,
+    targets: Targets,
+    unitsFor: Held['unitsFor'],
+  ): Promise<string | null> {
+    return this.#locks.tryFor(common, unitsFor, targets, this.#patientUntil);
+  }
+
+  async #leave(common: SharedLocks): Promise<void> {
+    await this.#locks.leave(common, this);
+  }
+
+  async #openOwn(): Promise<OwnLocks> {
+    const { groupid, remainingMs, onLost } = this.#order;
+    const { sessions, server } = this.node;
+    const purpose = `pause of group ${groupid}`;
+    const transaction = await Transaction.begin(sessions, boundsFor(remainingMs), purpose);
+    this.#transaction = transaction;
+    if (this.#over.signal.aborted) await transaction.rollback();
+    transaction.onLost(() => {
+      transaction.destroy();
+      onLost();
+    });
+    const locks = watched(server, this.#watch, transaction);
+    return { locks, coversShared: false, unitsFor: (targets) => shardLocks(targets.shards) };
+  }
+}
+
+/** Undefined table or schema, and what Citus says of a shard that is not there. */
+function isGone(error: unknown): boolean {
+  return ['42P01', '3F000', 'XX000'].includes(sqlState(error) ?? '');
+}

@@ -1,0 +1,104 @@
+import type { Pool } from 'pg';
+import { Server } from '../../../drain/server.js';
+import type { Watch } from '../../../drain/watch.js';
+import { createPool, type PoolOptions } from '../../../postgres/pool.js';
+import type { Connection } from '../../../postgres/session.js';
+import type { Queryable } from '../../../postgres/queryable.js';
+import type { Address } from '../../../tasks/task.js';
+import { SharedLocks } from './shared-locks.js';
+
+/** A node as pg_dist_node has it. */
+export interface PrimaryRow {
+  readonly nodeid: number;
+  readonly groupid: number;
+  readonly address: Address;
+  /** True when clients' queries can enter through it. */
+  readonly entry: boolean;
+}
+
+/** @returns every active primary; group 0 is the coordinator itself. */
+export async function readPrimaries(db: Queryable): Promise<PrimaryRow[]> {
+  const { rows } = await db.query<{
+    nodeid: number;
+    groupid: number;
+    nodename: string;
+    nodeport: number;
+    entry: boolean;
+  }>({ name: 'mpp-primaries', text: PRIMARIES });
+  return rows.map(({ nodeid, groupid, nodename, nodeport, entry }) => ({
+    nodeid,
+    groupid,
+    address: { host: nodename, port: nodeport },
+    entry,
+  }));
+}
+
+const PRIMARIES = `
+  SELECT n.nodeid, n.groupid, n.nodename, n.nodeport, n.hasmetadata AS entry
+  FROM pg_catalog.pg_dist_node AS n
+  WHERE n.noderole = 'primary' AND n.isactive AND n.nodecluster = 'default'
+  ORDER BY n.nodeid`;
+
+export interface TrafficNodeOptions {
+  readonly key: string;
+  readonly name: string;
+  readonly connection: Connection;
+  readonly schema: string;
+  readonly watch: Watch;
+  readonly connectMs: number;
+  /** Which server it must be, where that matters. */
+  readonly check: Pick<PoolOptions, 'identity' | 'onOtherServer'> | undefined;
+  readonly onIdleError: (error: Error) => void;
+}
+
+/** What is kept for one node from hold to hold: its sessions, idle while there is none. */
+export class TrafficNode {
+  readonly server: Server;
+  /** For transactions that have locks. */
+  readonly sessions: Pool;
+  /** For statements that wait for nothing. */
+  readonly looks: Pool;
+  /** What is locked for as long as holds last that need it. */
+  readonly shared: SharedLocks;
+  /** What is locked only while holds are being opened. */
+  readonly gate: SharedLocks;
+  /** How many holds are established here. */
+  holds = 0;
+  readonly #watch: Watch;
+
+  constructor({
+    key,
+    name,
+    connection,
+    schema,
+    watch,
+    connectMs,
+    onIdleError,
+    check,
+  }: TrafficNodeOptions) {
+    const login = { ...connection, connectionTimeoutMillis: connectMs };
+    const common = { schema, onIdleError, ...check };
+    this.looks = createPool(login, {
+      purpose: 'watch',
+      max: 4,
+      statementTimeoutMs: LOOK_MOST_MS,
+      silenceMs: LOOK_MOST_MS / 2,
+      ...common,
+    });
+    this.sessions = createPool(login, { ...common, purpose: 'pause', max: 10_000 });
+    this.server = new Server({ key, name, watch: this.looks });
+    const { server, sessions } = this;
+    this.shared = new SharedLocks({ server, sessions, watch });
+    this.gate = new SharedLocks({ server, sessions, watch });
+    this.#watch = watch;
+    watch.addServer(this.server);
+  }
+
+  async close(): Promise<void> {
+    this.#watch.removeServer(this.server);
+    await Promise.all([this.looks.end(), this.sessions.end()]);
+  }
+}
+
+/** A server that takes longer to look at its own locks is as good as unreachable. */
+const LOOK_MOST_MS = 1_000;

@@ -1,0 +1,70 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { errorText } from '../../../postgres/session.js';
+import type { Lane } from './lane.js';
+
+/** A lane on a node that is not the coordinator. */
+export interface SideLane {
+  readonly nodeid: number;
+  readonly lane: Lane;
+}
+
+/** What a node may take beyond the cooldown before the hold goes on without it, in milliseconds. */
+const LATE_MS = 2_000;
+
+/**
+ * Takes the locks of all lanes at the same time, and keeps them once all are there at the same moment.
+ * A side lane that cannot have its own is released and left out: `lane.reason` says so.
+ *
+ * @returns the side lanes.
+ * @throws what keeps the main lane from its locks, or the reason of the signal; all lanes are released.
+ */
+export async function openLanes(
+  main: Lane,
+  side: readonly SideLane[],
+  { cooldownMs, signal }: { cooldownMs: number; signal: AbortSignal },
+): Promise<readonly SideLane[]> {
+  const given = new AbortController();
+  const late = delay(2 * cooldownMs + LATE_MS, undefined, { signal: given.signal });
+  late.catch(() => undefined);
+  const interrupted = new Promise<never>((_, reject) => {
+    const interrupt = (): void =>
+      reject(signal.reason instanceof Error ? signal.reason : new Error('interrupted'));
+    if (signal.aborted) interrupt();
+    else signal.addEventListener('abort', interrupt, { once: true, signal: given.signal });
+  });
+  interrupted.catch(() => undefined);
+  const sideOf = (lane: Lane, work: () => Promise<void>): Promise<void> =>
+    leaveOutLate(lane, work, late);
+  try {
+    await Promise.race([
+      interrupted,
+      Promise.all([main.take(), ...side.map(({ lane }) => sideOf(lane, () => lane.take()))]),
+    ]);
+    while (!main.complete || side.some(({ lane }) => !lane.complete)) {
+      await Promise.race([
+        interrupted,
+        Promise.all([main.settle(), ...side.map(({ lane }) => sideOf(lane, () => lane.settle()))]),
+      ]);
+    }
+    await Promise.all([main, ...side.map(({ lane }) => lane)].map((lane) => lane.keep()));
+    return side;
+  } catch (error) {
+    await Promise.all([main, ...side.map(({ lane }) => lane)].map((lane) => lane.release()));
+    throw error;
+  } finally {
+    given.abort();
+  }
+}
+
+async function leaveOutLate(
+  lane: Lane,
+  work: () => Promise<void>,
+  late: Promise<void>,
+): Promise<void> {
+  try {
+    const inTime = await Promise.race([work().then(() => true), late.then(() => false)]);
+    if (!inTime) await lane.leaveOut('its locks could not be had in time');
+  } catch (error) {
+    await lane.leaveOut(errorText(error));
+  }
+}

@@ -1,0 +1,142 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Pool } from 'pg';
+import type { LockUnit } from '../../../drain/lock-unit.js';
+import { obtain, type LockTeam } from '../../../drain/lock-team.js';
+import { Obstacle } from '../../../drain/obstacle.js';
+import type { Server } from '../../../drain/server.js';
+import type { Watch } from '../../../drain/watch.js';
+import { SessionLostError } from '../../../errors.js';
+import { SharedSet, type User } from './shared-set.js';
+
+/** One hold's part in shared locks. */
+export interface Share {
+  readonly locks: LockTeam;
+  /** They may be needed for so many milliseconds from now; the longest of all shares counts. */
+  extend(remainingMs: number): void;
+  /** The last one that leaves gives all of it back. */
+  leave(): Promise<void>;
+}
+
+/** How often it is tried, when somebody in the way does not go on. */
+const TRIES = 3;
+const BETWEEN_TRIES_MS = 100;
+const LOOK_MS = 20;
+/** So long a failure stands for those who would try the same. */
+const REMEMBER_MS = 2_000;
+
+/** Table locks on one node that several holds need at once: two sessions could not have them side by side. */
+export class SharedLocks {
+  readonly #options: { readonly server: Server; readonly sessions: Pool; readonly watch: Watch };
+  #set: SharedSet | undefined;
+  #team: LockTeam | undefined;
+  #turn: Promise<unknown> = Promise.resolve();
+  #failed: { readonly at: number; readonly keys: string; readonly inTheWay: string } | undefined;
+
+  constructor(options: { server: Server; sessions: Pool; watch: Watch }) {
+    this.#options = options;
+  }
+
+  /** @param onLost called when one of the sessions breaks while it is shared. */
+  async join(remainingMs: number, onLost: () => void): Promise<Share> {
+    const user: User = { dueAt: performance.now() + remainingMs, onLost };
+    const set = (this.#set ??= this.#newSet());
+    const locks = await set.join(user);
+    if (this.#set === set) this.#team = locks;
+    const extend = (ms: number): void => {
+      user.dueAt = performance.now() + ms;
+      set.renew();
+    };
+    return { locks, extend, leave: () => set.leave(user) };
+  }
+
+  /** Takes locks, and waits for them for as long as it takes. */
+  async take(units: readonly LockUnit[]): Promise<void> {
+    const locks = await this.#grown(units);
+    if (!locks.has(units)) await obtain(locks, units);
+  }
+
+  /**
+   * Takes locks that nobody's session may be ended for: gives up when somebody in the way does not go
+   * on, and lets traffic through between tries.
+   *
+   * @param until when to give up in any case, by performance.now()
+   * @param signal makes it give up at once
+   * @returns who was in the way, or null once they are taken.
+   */
+  async tryFor(
+    units: readonly LockUnit[],
+    until: number,
+    signal: AbortSignal,
+  ): Promise<string | null> {
+    const turn = this.#turn.then(() => this.#tryFor(units, until, signal));
+    this.#turn = turn.catch(() => undefined);
+    return turn;
+  }
+
+  #newSet(): SharedSet {
+    const set: SharedSet = new SharedSet({
+      ...this.#options,
+      onOver: () => {
+        if (this.#set !== set) return;
+        this.#set = undefined;
+        this.#team = undefined;
+      },
+    });
+    return set;
+  }
+
+  /** One session while nobody is in the way, else all. */
+  async #grown(units: readonly LockUnit[]): Promise<LockTeam> {
+    const [set, team] = [this.#set, this.#team];
+    if (!set || !team) throw new SessionLostError('the sessions that holds share were lost');
+    if (!(await team.takeAtOnce(units))) await set.grow(team);
+    return team;
+  }
+
+  async #tryFor(
+    units: readonly LockUnit[],
+    until: number,
+    signal: AbortSignal,
+  ): Promise<string | null> {
+    signal.throwIfAborted();
+    const keys = units.map(({ key }) => key).join();
+    if (this.#failed?.keys === keys && performance.now() - this.#failed.at < REMEMBER_MS) {
+      return this.#failed.inTheWay;
+    }
+    const locks = await this.#grown(units);
+    if (locks.has(units)) return null;
+    let inTheWay = 'more than one after the other';
+    for (let attempt = 1; ; attempt += 1) {
+      const obstacle = await this.#tryOnce(locks, units, until, signal);
+      if (obstacle === null) return null;
+      inTheWay = obstacle ?? inTheWay;
+      await locks.drop(units);
+      signal.throwIfAborted();
+      if (attempt === TRIES || performance.now() >= until) {
+        this.#failed = { at: performance.now(), keys, inTheWay };
+        return inTheWay;
+      }
+      await delay(BETWEEN_TRIES_MS);
+    }
+  }
+
+  /** @returns null once they are taken, else who was in the way all the time, if it was the same. */
+  async #tryOnce(
+    locks: LockTeam,
+    units: readonly LockUnit[],
+    until: number,
+    signal: AbortSignal,
+  ): Promise<string | null | undefined> {
+    locks.want(units);
+    const taken = locks.obtain(units);
+    taken.catch(() => undefined);
+    const obstacle = new Obstacle(this.#options.server);
+    while (!signal.aborted && performance.now() < until) {
+      const done = await Promise.race([taken, delay(LOOK_MS, undefined)]);
+      if (done !== undefined) return done ? null : undefined;
+      const inTheWay = await obstacle.look(locks.longestWaiting);
+      if (inTheWay !== undefined) return inTheWay;
+    }
+    return undefined;
+  }
+}

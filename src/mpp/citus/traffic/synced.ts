@@ -1,0 +1,37 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Queryable } from '../../../postgres/queryable.js';
+
+/** Citus takes 50 to 230 ms; each look is a read of a few rows. */
+const LOOK_MS = 5;
+
+/**
+ * Waits until nodes have the metadata of the last commit.
+ *
+ * @param db a session on the coordinator
+ * @param mostMs how long to wait
+ * @returns the nodes that have not got it by then
+ */
+export async function waitUntilSynced(
+  db: Queryable,
+  nodeids: readonly number[],
+  mostMs: number,
+  signal: AbortSignal,
+): Promise<number[]> {
+  const until = performance.now() + mostMs;
+  for (;;) {
+    const { rows } = await db.query<{ nodeid: number }>({
+      name: 'mpp-unsynced',
+      text: UNSYNCED,
+      values: [nodeids],
+    });
+    if (rows.length === 0 || signal.aborted || performance.now() >= until) {
+      return rows.map(({ nodeid }) => nodeid);
+    }
+    await delay(LOOK_MS, undefined, { signal }).catch(() => undefined);
+  }
+}
+
+const UNSYNCED = `
+  SELECT n.nodeid
+  FROM pg_catalog.pg_dist_node AS n
+  WHERE n.nodeid = ANY ($1::integer[]) AND NOT n.metadatasynced`;

@@ -1,0 +1,263 @@
+import type { LockSession } from '../../../drain/lock-session.js';
+import { Watch } from '../../../drain/watch.js';
+import { DatabaseStateError, SessionLostError } from '../../../errors.js';
+import { nodeConnection } from '../../../postgres/node-connection.js';
+import { errorText } from '../../../postgres/session.js';
+import type { Outcome } from '../../../postgres/transaction.js';
+import { formatAddress } from '../../../tasks/task.js';
+import type { Pausing, PauseRequest, TrafficControl, TrafficOptions } from '../../abstract.js';
+import { Lane } from './lane.js';
+import { readPrimaries, TrafficNode, type PrimaryRow, type TrafficNodeOptions } from './node.js';
+import { openLanes, type SideLane } from './opening.js';
+import { watched } from './shared-set.js';
+import { STRATEGIES, type PauseStrategy } from './strategies.js';
+import { waitUntilSynced } from './synced.js';
+
+/** How long it may take to reach a node; it is left out of a hold then. */
+const CONNECT_MS = 1_000;
+/** How long a node that has not got the new row keeps its traffic waiting after the commit. */
+const SYNC_MOST_MS = 10_000;
+
+/** The lanes of one hold. */
+interface Lanes {
+  readonly main: Lane;
+  readonly side: readonly SideLane[];
+}
+
+/** Makes the traffic of groups wait, on every node through which queries can enter. */
+export class CitusTraffic implements TrafficControl {
+  readonly #options: TrafficOptions;
+  readonly #watch: Watch;
+  /** By nodeid and address. */
+  readonly #nodes = new Map<string, TrafficNode>();
+  readonly #endings = new Set<Promise<void>>();
+  readonly #stopping = new AbortController();
+
+  constructor(options: TrafficOptions) {
+    this.#options = options;
+    const { logger } = options;
+    this.#watch = new Watch({
+      onEnded: ({ ended, pid, ...session }, waitedMs) => {
+        // pid is the controller's own in every line of the log.
+        const fields = { sessionPid: pid, ...session, waitedMs: Math.round(waitedMs) };
+        if (ended) logger.warn(fields, 'ended a session that was in the way of a hold');
+        else logger.warn(fields, 'this role may not end a session that is in the way of a hold');
+      },
+      onError: (server, error) => {
+        logger.debug({ err: error, server: server.name }, 'a look at lock waits failed');
+      },
+    });
+  }
+
+  async pause(request: PauseRequest): Promise<Pausing> {
+    const began = performance.now();
+    const looks = this.#watch.looks;
+    const primaries = await readPrimaries(request.session.client);
+    const coordinator = this.#coordinator(primaries);
+    const others = this.#others(primaries);
+    this.#forget([coordinator, ...others.map(({ node }) => node)]);
+    const locks = watched(coordinator.server, this.#watch, request.session);
+    let fellBack: string | null = null;
+    for (const strategy of usableStrategies(request)) {
+      try {
+        const lanes = await this.#open(request, strategy, coordinator, others, locks);
+        request.session.onEnd((outcome) => this.#end(coordinator, lanes, outcome));
+        this.#options.logger.info(
+          {
+            groupid: request.node.groupid,
+            strategy: strategy.name,
+            pause: request.pause,
+            nodes: 1 + lanes.side.length,
+            tookMs: Math.round(performance.now() - began),
+            yields: lanes.main.yields + lanes.side.reduce((sum, { lane }) => sum + lane.yields, 0),
+            looks: this.#watch.looks - looks,
+          },
+          'traffic waits',
+        );
+        return pausing(request, strategy, lanes, fellBack);
+      } catch (error) {
+        // A table of another owner may have come since the strategy was chosen.
+        if (!(error instanceof DatabaseStateError) || error.code !== 'NOT_OWNER') throw error;
+        if (strategy.coversShared) throw error;
+        fellBack = error.message;
+      }
+    }
+    throw new DatabaseStateError('NO_STRATEGY', fellBack ?? 'no way to make traffic wait is left');
+  }
+
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    await Promise.all(this.#endings);
+    await Promise.all([...this.#nodes.values()].map((node) => node.close()));
+    this.#nodes.clear();
+  }
+
+  async #open(
+    request: PauseRequest,
+    strategy: PauseStrategy,
+    coordinator: TrafficNode,
+    others: readonly { row: PrimaryRow; node: TrafficNode }[],
+    locks: LockSession,
+  ): Promise<Lanes> {
+    const { node, nodes, pause, cooldownMs, remainingMs, means } = request;
+    const order = { groupid: node.groupid, pause, cooldownMs, remainingMs };
+    let open = false;
+    const lost = new AbortController();
+    const onLost = (): void =>
+      open
+        ? request.onLost()
+        : lost.abort(new SessionLostError('a session that makes traffic wait was lost'));
+    request.session.onLost(onLost);
+    const main = new Lane(
+      coordinator,
+      this.#watch,
+      { ...order, onLost },
+      {
+        locks,
+        coversShared: strategy.coversShared,
+        unitsFor: (targets) => {
+          const forceAfterMs = means.maySignal ? undefined : cooldownMs;
+          return strategy.units({ node, nodes, targets, forceAfterMs });
+        },
+      },
+    );
+    const side = others
+      .filter(({ row }) => row.entry && row.groupid !== node.groupid)
+      .map(({ row, node: place }) => {
+        const onLost = (): void => this.#sideLost(lane);
+        const lane: Lane = new Lane(place, this.#watch, { ...order, onLost });
+        return { nodeid: row.nodeid, lane };
+      });
+    const signal = AbortSignal.any([request.signal, lost.signal]);
+    const lanes = { main, side: await openLanes(main, side, { cooldownMs, signal }) };
+    open = true;
+    return lanes;
+  }
+
+  /** The node may be gone: nobody waits for it any more, neither its traffic nor the hold. */
+  #sideLost(lane: Lane): void {
+    this.#options.logger.warn(
+      { server: lane.node.server.name },
+      'a session that made traffic wait on another node was lost; what enters there goes on',
+    );
+    void lane.leaveOut('its session was lost');
+  }
+
+  /** The coordinator is reached as ever, whatever address its row has. */
+  #coordinator(primaries: readonly PrimaryRow[]): TrafficNode {
+    const row = primaries.find(({ groupid }) => groupid === 0);
+    const name = row ? formatAddress(row.address) : 'the coordinator';
+    const { connection, identity, onOtherServer } = this.#options;
+    const check = { identity, onOtherServer };
+    return this.#nodeFor(String(row?.nodeid ?? 0), name, connection, check);
+  }
+
+  #others(primaries: readonly PrimaryRow[]): { row: PrimaryRow; node: TrafficNode }[] {
+    return primaries
+      .filter(({ groupid }) => groupid !== 0)
+      .map((row) => {
+        const connection = nodeConnection(this.#options.node, row.address);
+        return {
+          row,
+          node: this.#nodeFor(String(row.nodeid), formatAddress(row.address), connection),
+        };
+      });
+  }
+
+  /** Sessions with a node that has moved are of no use any more. */
+  #forget(current: readonly TrafficNode[]): void {
+    for (const [id, node] of this.#nodes) {
+      if (current.includes(node)) continue;
+      this.#nodes.delete(id);
+      void node.close();
+    }
+  }
+
+  #nodeFor(
+    key: string,
+    name: string,
+    connection: TrafficOptions['connection'],
+    check?: TrafficNodeOptions['check'],
+  ): TrafficNode {
+    // Whatever address the coordinator's row has, it is the server that we work on.
+    const id = check ? 'coordinator' : `${key} at ${name}`;
+    const known = this.#nodes.get(id);
+    if (known) return known;
+    const { schema, logger } = this.#options;
+    const node = new TrafficNode({
+      key,
+      name,
+      connection,
+      schema,
+      watch: this.#watch,
+      connectMs: CONNECT_MS,
+      check,
+      onIdleError: (error) =>
+        logger.debug({ err: error, server: name }, 'an idle session was lost'),
+    });
+    this.#nodes.set(id, node);
+    return node;
+  }
+
+  /** The coordinator's traffic goes on at once, that of other nodes once they know the new row. */
+  #end(coordinator: TrafficNode, { main, side }: Lanes, outcome: Outcome): void {
+    const ending = Promise.all([main.release(), this.#endSide(coordinator, side, outcome)])
+      .catch((error: unknown) => {
+        this.#options.logger.warn(
+          { err: error },
+          `a hold was not ended cleanly: ${errorText(error)}`,
+        );
+      })
+      .then(() => undefined)
+      .finally(() => this.#endings.delete(ending));
+    this.#endings.add(ending);
+  }
+
+  async #endSide(
+    { looks }: TrafficNode,
+    side: readonly SideLane[],
+    outcome: Outcome,
+  ): Promise<void> {
+    // A node that is down gets no metadata, and must not keep the others waiting.
+    const nodeids = side.filter(({ lane }) => lane.isHeld).map(({ nodeid }) => nodeid);
+    try {
+      if (outcome !== 'rolled back' && nodeids.length > 0) {
+        const late = await waitUntilSynced(looks, nodeids, SYNC_MOST_MS, this.#stopping.signal);
+        if (late.length > 0) {
+          const fields = { nodeids: late, waitedMs: SYNC_MOST_MS };
+          this.#options.logger.warn(
+            fields,
+            'nodes have not got the metadata; their traffic goes on',
+          );
+        }
+      }
+    } finally {
+      await Promise.all(side.map(({ lane }) => lane.release()));
+    }
+  }
+}
+
+function usableStrategies({ means }: PauseRequest): PauseStrategy[] {
+  return STRATEGIES.filter(({ name }) => means.strategies.includes(name));
+}
+
+function pausing(
+  { session }: PauseRequest,
+  strategy: PauseStrategy,
+  { main, side }: Lanes,
+  fellBack: string | null,
+): Pausing {
+  const instead = fellBack === null ? null : `held with ${strategy.name}: ${fellBack}`;
+  const reasons = [instead, main.reason, ...side.map(({ lane }) => lane.reason)];
+  return {
+    reason: reasons.filter((reason) => reason !== null).join('; ') || null,
+    strategy: strategy.name,
+    locksNodes: strategy.locksNodes,
+    retarget: (held, nodes, target, cooldownMs) =>
+      strategy.retarget(session.client, held, nodes, target, cooldownMs),
+    async extend(remainingMs) {
+      await main.extend(remainingMs);
+      await Promise.all(side.map(({ lane }) => lane.extend(remainingMs).catch(() => undefined)));
+    },
+  };
+}

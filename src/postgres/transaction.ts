@@ -1,0 +1,221 @@
+import type { Pool, PoolClient } from 'pg';
+import { applicationName } from './session.js';
+
+/** How long a session may take, in milliseconds. */
+export interface Bounds {
+  /** For the transaction to sit idle: as long as the hold may last, and a little. */
+  readonly idleMs: number;
+  /** For one lock. Longer than the cooldown, or `force` never gets to act. */
+  readonly lockMs: number;
+  /** For one statement. */
+  readonly statementMs: number;
+}
+
+/** What the server gives a hold beyond its deadline, so that the controller ends it first. */
+export const SERVER_GRACE_MS = 1_000;
+/** Beginning waits for nothing; see ROLLBACK_MS. */
+const BEGIN_MS = 10_000;
+/** A rollback has nothing to wait for; a server that does not answer it is gone. */
+const ROLLBACK_MS = 5_000;
+
+/** An advisory lock, as (classid, objid). */
+export interface AdvisoryLock {
+  readonly classid: number;
+  readonly objid: number;
+}
+
+/** How a transaction ended, as far as we know: `lost` when its COMMIT or ROLLBACK got no answer. */
+export type Outcome = 'committed' | 'rolled back' | 'lost';
+
+/**
+ * An open transaction on a session of its own, bounded by the server itself: when the session dies, or
+ * sits idle for too long, by whatever hand, the server frees its locks.
+ */
+export class Transaction {
+  readonly #client: PoolClient;
+  #pid = 0;
+  #lost: Error | undefined;
+  #released = false;
+  #outcome: Outcome | undefined;
+  #onLost: (() => void) | undefined;
+  readonly #onEnd: ((outcome: Outcome) => void)[] = [];
+  readonly #lose = (error?: Error): void => {
+    if (this.#lost) return;
+    this.#lost = error ?? new Error('the session ended');
+    this.#onLost?.();
+  };
+
+  private constructor(client: PoolClient) {
+    this.#client = client;
+    client.on('error', this.#lose);
+    client.on('end', this.#lose);
+  }
+
+  /**
+   * For the statements of the transaction.
+   *
+   * @throws Error once the transaction has ended: the session may be somebody else's by then.
+   */
+  get client(): PoolClient {
+    if (this.#released) throw new Error('this transaction has ended');
+    return this.#client;
+  }
+
+  /** The server process. */
+  get pid(): number {
+    return this.#pid;
+  }
+
+  /**
+   * Begins a transaction whose DDL and LOCK TABLE stay on this server, where Citus would send them on.
+   *
+   * @param purpose what it is for, in application_name
+   */
+  static async begin(pool: Pool, bounds: Bounds, purpose: string): Promise<Transaction> {
+    const transaction = await Transaction.#begin(pool, bounds, purpose, undefined);
+    if (transaction === undefined) throw new Error('a lock that was not asked for was refused');
+    return transaction;
+  }
+
+  /**
+   * Begins a transaction that has an advisory lock, which is not waited for.
+   *
+   * @returns undefined when another session has the lock.
+   */
+  static async beginLocked(
+    pool: Pool,
+    bounds: Bounds,
+    purpose: string,
+    lock: AdvisoryLock,
+  ): Promise<Transaction | undefined> {
+    return Transaction.#begin(pool, bounds, purpose, lock);
+  }
+
+  static async #begin(
+    pool: Pool,
+    bounds: Bounds,
+    purpose: string,
+    lock: AdvisoryLock | undefined,
+  ): Promise<Transaction | undefined> {
+    const transaction = new Transaction(await pool.connect());
+    // The server's own bounds are not set yet, and a network that swallows everything has none.
+    const watchdog = setTimeout(() => transaction.destroy(), BEGIN_MS);
+    try {
+      await transaction.#client.query('BEGIN ISOLATION LEVEL READ COMMITTED');
+      const name = applicationName(purpose).slice(0, 63);
+      const { rows } = await transaction.#client.query<{ locked: boolean; pid: number }>({
+        name: 'mpp-begin',
+        text: BEGIN,
+        values: [...boundValues(bounds), lock?.classid, lock?.objid, name],
+      });
+      transaction.#pid = rows[0]?.pid ?? 0;
+      if (rows[0]?.locked === true) return transaction;
+      await transaction.rollback();
+      return undefined;
+    } catch (error) {
+      transaction.destroy();
+      throw error;
+    } finally {
+      clearTimeout(watchdog);
+    }
+  }
+
+  /** Sets the bounds anew, counted from now. */
+  async bound(bounds: Bounds): Promise<void> {
+    await this.client.query({ name: 'mpp-bound', text: BOUND, values: boundValues(bounds) });
+  }
+
+  /** Called once, when the session breaks. The last one that was given counts. */
+  onLost(listener: () => void): void {
+    this.#onLost = listener;
+    if (this.#lost) listener();
+  }
+
+  /** Called once, when the transaction has ended; at once if it has. Any number of them. */
+  onEnd(listener: (outcome: Outcome) => void): void {
+    if (this.#outcome === undefined) this.#onEnd.push(listener);
+    else listener(this.#outcome);
+  }
+
+  async commit(): Promise<void> {
+    await this.client.query('COMMIT');
+    this.#release('committed');
+  }
+
+  /**
+   * Ends the transaction without effect. Never throws: a session that cannot is closed.
+   *
+   * @returns false when the session was lost; nobody can tell then how its last statement ended.
+   */
+  async rollback(): Promise<boolean> {
+    if (this.#released) return false;
+    const watchdog = setTimeout(() => this.destroy(), ROLLBACK_MS);
+    try {
+      await this.#client.query('ROLLBACK');
+      this.#release('rolled back');
+      return true;
+    } catch {
+      this.destroy();
+      return false;
+    } finally {
+      clearTimeout(watchdog);
+    }
+  }
+
+  /** Closes the session; the server rolls back. */
+  destroy(): void {
+    this.#release('lost');
+  }
+
+  #release(outcome: Outcome): void {
+    if (this.#released) return;
+    this.#released = true;
+    this.#outcome = outcome;
+    this.#client.removeListener('error', this.#lose);
+    this.#client.removeListener('end', this.#lose);
+    this.#client.release(outcome === 'lost' || this.#lost !== undefined);
+    for (const listener of this.#onEnd) listener(outcome);
+  }
+}
+
+function boundValues({ idleMs, lockMs, statementMs }: Bounds): string[] {
+  return [idleMs, lockMs, statementMs, idleMs + statementMs].map(
+    (ms) => `${Math.min(Math.ceil(ms), 2_147_483_647)}ms`,
+  );
+}
+
+/**
+ * transaction_timeout (from PostgreSQL 17 on) ends what idle_in_transaction_session_timeout does not
+ * see. It runs from where it is set, and only if none runs already, so it is switched off first.
+ */
+const BOUNDS = `
+         set_config('idle_in_transaction_session_timeout', $1, true),
+         set_config('lock_timeout', $2, true),
+         set_config('statement_timeout', $3, true),
+         CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
+           THEN set_config('transaction_timeout', '0', true) || set_config('transaction_timeout', $4, true)
+         END`;
+
+const BOUND = `SELECT ${BOUNDS}`;
+
+/**
+ * A process that waits for a lock does not look whether its client is still there, and a dead one's place
+ * in the queue keeps everybody waiting: so it is told to look.
+ *
+ * A transaction that waits for a lock looks for a deadlock after deadlock_timeout, and is the one that
+ * dies of it. Ours must not: whoever waits for us looks as well. Setting it takes a right.
+ */
+const BEGIN = `
+  SELECT CASE WHEN $5::integer IS NULL THEN true ELSE pg_try_advisory_xact_lock($5, $6) END AS locked,
+         pg_backend_pid() AS pid,
+         set_config('application_name', $7, true),
+         CASE WHEN current_setting('client_connection_check_interval', true) IS NOT NULL
+           THEN set_config('client_connection_check_interval', '200ms', true)
+         END,
+         CASE WHEN $5::integer IS NULL
+           THEN set_config('citus.enable_ddl_propagation', 'off', true)
+         END,
+         CASE WHEN has_parameter_privilege('deadlock_timeout', 'SET')
+           THEN set_config('deadlock_timeout', '1d', true)
+         END,
+         ${BOUNDS}`;

@@ -1,0 +1,85 @@
+import type { Pool } from 'pg';
+import { describe, expect, it, vi } from 'vitest';
+import { holdTraffic } from '../../src/controller/hold-traffic.js';
+import { Holds, type Hold } from '../../src/controller/holds.js';
+import type { Work, Workplace } from '../../src/controller/work.js';
+import type { Node, Pausing, PauseRequest } from '../../src/mpp/abstract.js';
+import { Transaction } from '../../src/postgres/transaction.js';
+import type { Task } from '../../src/tasks/task.js';
+
+const NODE: Node = {
+  nodeid: 7,
+  groupid: 1,
+  role: 'primary',
+  address: { host: 'a', port: 1 },
+  ours: true,
+};
+
+const TASK: Task = {
+  id: '5',
+  event: 'before_demote',
+  groupid: 1,
+  address: NODE.address,
+  secondaries: null,
+  timeoutMs: 1_000,
+  cooldownMs: 100,
+  pause: 'writes',
+  source: 'client',
+  attempt: 1,
+  remainingMs: 1_000,
+  resumed: false,
+};
+
+const PAUSING: Pausing = {
+  reason: null,
+  strategy: 'shard-locks',
+  locksNodes: false,
+  retarget: () => Promise.resolve(),
+  extend: () => Promise.resolve(),
+};
+
+/** Locks that are gone by the time when the hold would be acknowledged make nobody wait. */
+describe('a hold that loses what it shares with others before it is acknowledged', () => {
+  it('is not acknowledged', async () => {
+    const holds = new Holds(() => undefined);
+    let request: PauseRequest | undefined;
+    const acknowledged = vi.fn(() => Promise.resolve({ rows: [{ remaining_ms: 1_000 }] }));
+    const rollback = vi.fn(() => Promise.resolve(true));
+    const session = Object.create(Transaction.prototype, {
+      onLost: { value: () => undefined },
+      rollback: { value: rollback },
+      destroy: { value: () => undefined },
+    }) as Transaction;
+    const place = {
+      db: { query: acknowledged } as unknown as Pool,
+      holds,
+      controller: 'c',
+      pause: 'writes',
+      signal: new AbortController().signal,
+      traffic: {
+        pause: (given: PauseRequest) => {
+          request = given;
+          return Promise.resolve(PAUSING);
+        },
+        stop: () => Promise.resolve(),
+      },
+      handler: () => ({
+        means: { strategies: ['shard-locks'], maySignal: true },
+        readNodes: () => {
+          // The rows are read again between the last lock and the acknowledgement.
+          request?.onLost();
+          return Promise.resolve([NODE]);
+        },
+      }),
+      onHoldLost: (hold: Hold) => void holds.remove(hold),
+    } as unknown as Workplace;
+    const log = { info: () => undefined, debug: () => undefined };
+    const work = { task: TASK, session, hold: undefined, nodes: [NODE], log } as unknown as Work;
+
+    const outcome = await holdTraffic(place, work, { kind: 'hold', node: NODE, target: null });
+
+    expect(acknowledged).not.toHaveBeenCalled();
+    expect(holds.all()).toEqual([]);
+    expect(outcome).toMatchObject({ doubt: true });
+  });
+});
