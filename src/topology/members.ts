@@ -1,0 +1,250 @@
+import type { Queryable } from '../postgres/queryable.js';
+import { REPORT_LOCK } from '../postgres/locks.js';
+import type { Address } from '../tasks/task.js';
+
+/** Who fills mpp_members beside the hooks, whose source is `table`. */
+export type SourceName = 'probe' | 'patroni';
+
+/** What a source says of one node. */
+export interface MemberReport {
+  readonly groupid: number;
+  readonly address: Address;
+  readonly role: 'primary' | 'secondary';
+  /** `running` and `streaming` count as up; `removed` and any other word do not. */
+  readonly state: string;
+  readonly timeline?: number | null;
+  readonly noloadbalance?: boolean;
+  readonly systemIdentifier?: string | null;
+  /** One sentence, when the state does not explain itself. */
+  readonly reason?: string | null;
+  /** When it was seen, as performance.now() has it: what is seen waits for a moment to be written. */
+  readonly seenAt: number;
+}
+
+/**
+ * Writes what a source has seen, in one statement. A row is written when something changed, when a
+ * third of the time that a report counts has passed, or when anything else of its group has changed
+ * since: whether a report is older than that change must be seen from it.
+ *
+ * @returns whether a node has another group or role, or came up or went down.
+ */
+export async function writeMembers(
+  db: Queryable,
+  source: SourceName,
+  reports: readonly MemberReport[],
+  ttlMs: number,
+): Promise<boolean> {
+  if (reports.length === 0) return false;
+  const now = performance.now();
+  const { rows } = await db.query<{ changed: boolean }>({
+    name: 'mpp-write-members',
+    text: WRITE_MEMBERS,
+    values: [
+      source,
+      ttlMs,
+      reports.map(({ groupid }) => groupid),
+      reports.map(({ address }) => address.host),
+      reports.map(({ address }) => address.port),
+      reports.map(({ role }) => role),
+      reports.map(({ state }) => state),
+      reports.map(({ timeline }) => timeline ?? null),
+      reports.map(({ noloadbalance }) => noloadbalance ?? false),
+      reports.map(({ systemIdentifier }) => systemIdentifier ?? null),
+      reports.map(({ reason }) => reason ?? null),
+      reports.map(({ seenAt }) => Math.max(0, now - seenAt)),
+    ],
+  });
+  return rows.some(({ changed }) => changed);
+}
+
+/** The time of a report is by the server's clock, less how long ago it was seen here. */
+const WRITE_MEMBERS = `
+  INSERT INTO mpp_members AS m (nodename, nodeport, source, groupid, role, state, timeline, noloadbalance,
+    system_identifier, reason, since, reported_at)
+  SELECT r.nodename, r.nodeport, $1, r.groupid, r.role, r.state, r.timeline, r.noloadbalance,
+         r.system_identifier, r.reason, seen.at, seen.at
+  FROM unnest($3::integer[], $4::text[], $5::integer[], $6::text[], $7::text[], $8::integer[], $9::boolean[],
+              $10::text[], $11::text[], $12::float8[])
+    AS r (groupid, nodename, nodeport, role, state, timeline, noloadbalance, system_identifier, reason, age_ms)
+  CROSS JOIN LATERAL (
+    SELECT statement_timestamp() - r.age_ms * interval '1 millisecond' AS at
+  ) AS seen
+  ORDER BY r.nodename, r.nodeport
+  ON CONFLICT (nodename, nodeport, source) DO UPDATE
+  SET groupid = excluded.groupid,
+      role = excluded.role,
+      state = excluded.state,
+      timeline = excluded.timeline,
+      noloadbalance = excluded.noloadbalance,
+      system_identifier = excluded.system_identifier,
+      reason = excluded.reason,
+      reported_at = excluded.reported_at
+  WHERE excluded.reported_at > m.reported_at
+    AND ((m.groupid, m.role, m.state, m.timeline, m.noloadbalance, m.system_identifier, m.reason)
+           IS DISTINCT FROM
+         (excluded.groupid, excluded.role, excluded.state, excluded.timeline, excluded.noloadbalance,
+          excluded.system_identifier, excluded.reason)
+         OR m.reported_at < statement_timestamp() - $2::float8 / 3 * interval '1 millisecond'
+         OR EXISTS (
+           SELECT
+           FROM mpp_members AS o
+           WHERE o.groupid = m.groupid AND o.since > m.reported_at))
+  RETURNING m.since = m.reported_at AS changed`;
+
+/**
+ * Marks as removed what a source no longer lists of a group, and keeps saying so for an hour.
+ *
+ * @param listed all nodes that the group has.
+ * @returns whether there was any that had not been marked.
+ */
+export async function removeUnlisted(
+  db: Queryable,
+  source: SourceName,
+  groupid: number,
+  listed: readonly Address[],
+  ttlMs: number,
+): Promise<boolean> {
+  const { rows } = await db.query<{ changed: boolean }>({
+    name: 'mpp-remove-unlisted',
+    text: REMOVE_UNLISTED,
+    values: [
+      source,
+      groupid,
+      listed.map(({ host }) => host),
+      listed.map(({ port }) => port),
+      ttlMs,
+    ],
+  });
+  return rows.some(({ changed }) => changed);
+}
+
+const REMOVE_UNLISTED = `
+  UPDATE mpp_members AS m
+  SET state = 'removed', reason = NULL, reported_at = statement_timestamp()
+  WHERE m.source = $1
+    AND m.groupid = $2
+    AND (m.nodename, m.nodeport) NOT IN (SELECT * FROM unnest($3::text[], $4::integer[]))
+    AND (m.state <> 'removed'
+         OR (m.since > statement_timestamp() - interval '1 hour'
+             AND m.reported_at < statement_timestamp() - $5::float8 / 3 * interval '1 millisecond'))
+  RETURNING m.since = m.reported_at AS changed`;
+
+/** A node that the probe asks. */
+export interface KnownNode {
+  readonly groupid: number;
+  readonly address: Address;
+  /** Its role in the catalog, or null where it has no row. */
+  readonly registered: 'primary' | 'secondary' | null;
+}
+
+/** All nodes that the catalog or any source names, and what is known of their groups. */
+export interface KnownCluster {
+  readonly nodes: readonly KnownNode[];
+  /** System identifier of each group, as far as the probe has found it out. */
+  readonly identifiers: ReadonlyMap<number, string>;
+}
+
+/** @param nodesQuery SELECT of the catalog's rows, see AbstractMPP.nodesQuery. */
+export async function readCluster(db: Queryable, nodesQuery: string): Promise<KnownCluster> {
+  const { rows } = await db.query<{
+    groupid: number;
+    nodename: string;
+    nodeport: number;
+    registered: KnownNode['registered'];
+    identifier: string | null;
+  }>({ name: 'mpp-read-cluster', text: clusterStatement(nodesQuery) });
+  return {
+    nodes: rows.map(({ groupid, nodename, nodeport, registered }) => ({
+      groupid,
+      address: { host: nodename, port: nodeport },
+      registered,
+    })),
+    identifiers: new Map(
+      rows.flatMap(({ groupid, identifier }) =>
+        identifier === null ? [] : [[groupid, identifier] as const],
+      ),
+    ),
+  };
+}
+
+/** A node of the catalog is in the group that it has there, any other in the one reported last. */
+function clusterStatement(nodesQuery: string): string {
+  return `
+  WITH node AS MATERIALIZED (
+    ${nodesQuery}
+  ), known AS (
+    SELECT n.groupid, n.nodename, n.nodeport, n.noderole AS registered FROM node AS n WHERE n.ours
+    UNION ALL
+    (SELECT DISTINCT ON (m.nodename, m.nodeport) m.groupid, m.nodename, m.nodeport, NULL
+     FROM mpp_members AS m
+     WHERE m.state <> 'removed'
+       AND NOT EXISTS (SELECT FROM node AS n WHERE n.nodename = m.nodename AND n.nodeport = m.nodeport)
+     ORDER BY m.nodename, m.nodeport, m.reported_at DESC)
+  ), identified AS (
+    SELECT m.groupid, min(m.system_identifier) AS identifier
+    FROM mpp_members AS m
+    WHERE m.source = 'probe' AND m.state <> 'foreign' AND m.system_identifier IS NOT NULL
+    GROUP BY m.groupid
+  )
+  SELECT k.groupid, k.nodename, k.nodeport, k.registered, i.identifier
+  FROM known AS k
+  LEFT JOIN identified AS i ON i.groupid = k.groupid`;
+}
+
+/**
+ * Reports that a primary does not answer, as a task `suspect` of source `probe`, unless the catalog has
+ * another primary, or one such task is open, or somebody is about to report for the group anyway.
+ *
+ * @returns id of the task, if one was made.
+ */
+export async function reportSuspect(
+  db: Queryable,
+  nodesQuery: string,
+  { groupid, address }: KnownNode,
+): Promise<string | undefined> {
+  const { rows } = await db.query<{ id: string }>({
+    name: 'mpp-suspect',
+    text: suspectStatement(nodesQuery),
+    values: [groupid, address.host, address.port, REPORT_LOCK],
+  });
+  return rows[0]?.id;
+}
+
+function suspectStatement(nodesQuery: string): string {
+  return `
+  WITH node AS (
+    ${nodesQuery}
+  ), turn AS MATERIALIZED (
+    SELECT n.groupid, n.nodename, n.nodeport, pg_try_advisory_xact_lock($4, n.groupid) AS mine
+    FROM node AS n
+    WHERE n.ours AND n.noderole = 'primary' AND n.groupid = $1 AND n.nodename = $2 AND n.nodeport = $3
+      AND NOT EXISTS (
+        SELECT
+        FROM mpp_tasks AS t
+        WHERE t.finished_at IS NULL AND t.groupid = n.groupid AND t.event = 'suspect')
+  )
+  SELECT mpp_submit('suspect', t.groupid, t.nodename, t.nodeport, source => 'probe') AS id
+  FROM turn AS t
+  WHERE t.mine`;
+}
+
+/** Forgets what nobody has reported, or what has been down, for longer than `retentionMs`. */
+export async function pruneMembers(db: Queryable, retentionMs: number): Promise<void> {
+  await db.query({ name: 'mpp-prune-members', text: PRUNE_MEMBERS, values: [retentionMs] });
+}
+
+const PRUNE_MEMBERS = `
+  DELETE FROM mpp_members AS m
+  WHERE m.reported_at < statement_timestamp() - $1::float8 * interval '1 millisecond'
+     OR (m.state NOT IN ('running', 'streaming')
+         AND m.since < statement_timestamp() - $1::float8 * interval '1 millisecond')`;
+
+/** Tells the view mpp_topology how long a report counts. */
+export async function announceTtl(db: Queryable, controller: string, ttlMs: number): Promise<void> {
+  await db.query({ name: 'mpp-announce-ttl', text: ANNOUNCE_TTL, values: [controller, ttlMs] });
+}
+
+const ANNOUNCE_TTL = `
+  UPDATE mpp_controllers
+  SET member_ttl = $2::float8 * interval '1 millisecond'
+  WHERE id = $1`;

@@ -1,0 +1,180 @@
+import type { Settings } from '../config.js';
+import { ConfigError } from '../errors.js';
+import type { AbstractMPP } from '../mpp/abstract.js';
+import { componentLogger, type Logger } from '../observe/logger.js';
+import type { Queryable } from '../postgres/queryable.js';
+import { errorText } from '../postgres/session.js';
+import { compareMembers, type Problem } from './compare.js';
+import { Loop } from './loop.js';
+import { announceTtl, pruneMembers } from './members.js';
+import { Patroni } from './patroni/patroni.js';
+import { reportOurselves } from './ourselves.js';
+import { readAuthority } from './patroni/client.js';
+import { Probe } from './probe/probe.js';
+import type { SourceContext, TopologySource } from './source.js';
+
+/** The settings that it reads. */
+export type TopologySettings = Pick<
+  Settings,
+  | 'heartbeatMs'
+  | 'coordinatorHost'
+  | 'coordinatorPort'
+  | 'retentionMs'
+  | 'topology'
+  | 'memberTtlMs'
+  | 'node'
+  | 'probeIntervalMs'
+  | 'probeTimeoutMs'
+  | 'probeSuspect'
+  | 'patroni'
+  | 'patroniIntervalMs'
+  | 'patroniCa'
+  | 'patroniAuth'
+>;
+
+export interface TopologyOptions {
+  readonly db: Queryable;
+  readonly mpp: Pick<AbstractMPP, 'nodesQuery'>;
+  /** Id of this controller. */
+  readonly controller: string;
+  readonly settings: TopologySettings;
+  readonly logger: Logger;
+  /** Ends it like `stop`. */
+  readonly signal: AbortSignal;
+}
+
+const PRUNE_EVERY_MS = 3_600_000;
+
+/**
+ * Keeps the catalog as the cluster is, when nobody reports: fills mpp_members from its sources, and
+ * compares it with the catalog at each heartbeat and whenever a source has seen a change. Runs beside
+ * the active controller only; a standby has nothing to write to.
+ */
+export class Topology {
+  readonly #options: TopologyOptions;
+  readonly #logger: Logger;
+  readonly #sources: readonly TopologySource[];
+  readonly #heartbeat: Loop;
+  #problems = new Map<number, string>();
+  #failure: string | undefined;
+  #prunedAt: number | undefined;
+
+  /** @throws ConfigError when a source lacks what it needs. */
+  constructor(options: TopologyOptions) {
+    const { settings, signal } = options;
+    this.#options = options;
+    this.#logger = componentLogger(options.logger, 'topology');
+    this.#heartbeat = new Loop({
+      intervalMs: settings.heartbeatMs,
+      signal,
+      work: () => this.#beat(),
+    });
+    this.#sources = createSources(settings, {
+      db: options.db,
+      nodesQuery: options.mpp.nodesQuery,
+      ttlMs: settings.memberTtlMs,
+      signal,
+      logger: this.#logger,
+      onChange: () => this.#heartbeat.wake(),
+    });
+  }
+
+  start(): void {
+    for (const source of this.#sources) source.start();
+    this.#heartbeat.start();
+  }
+
+  async stop(): Promise<void> {
+    await Promise.all([this.#heartbeat.stop(), ...this.#sources.map((source) => source.stop())]);
+  }
+
+  async #beat(): Promise<void> {
+    const { db, mpp, settings } = this.#options;
+    try {
+      const { coordinatorHost, coordinatorPort } = settings;
+      if (coordinatorHost !== undefined) {
+        await reportOurselves(db, mpp.nodesQuery, coordinatorHost, coordinatorPort);
+      }
+      const { tasks, problems } = await compareMembers(db, {
+        nodesQuery: mpp.nodesQuery,
+        ttlMs: settings.memberTtlMs,
+        sources: settings.topology,
+      });
+      for (const { id, ...task } of tasks) {
+        this.#logger.info({ task: id, ...task }, 'the members differ; made a task');
+      }
+      // There may be more of them than one comparison deals with.
+      if (tasks.length > 0) this.#heartbeat.wake();
+      this.#sayProblems(problems);
+      await this.#tidy();
+      this.#failure = undefined;
+    } catch (error) {
+      const text = errorText(error);
+      if (text !== this.#failure) this.#logger.warn({ err: error }, `no comparison: ${text}`);
+      this.#failure = text;
+    }
+  }
+
+  async #tidy(): Promise<void> {
+    const { db, controller, settings } = this.#options;
+    const now = performance.now();
+    if (this.#prunedAt !== undefined && now - this.#prunedAt < PRUNE_EVERY_MS) return;
+    await announceTtl(db, controller, settings.memberTtlMs);
+    await pruneMembers(db, settings.retentionMs);
+    this.#prunedAt = now;
+  }
+
+  /** Once for each change, not each heartbeat. */
+  #sayProblems(problems: readonly Problem[]): void {
+    const now = new Map(problems.map(({ groupid, problem }) => [groupid, problem]));
+    for (const [groupid, problem] of now) {
+      if (this.#problems.get(groupid) === problem) continue;
+      this.#logger.warn({ groupid, problem }, 'the group is left as it is');
+    }
+    for (const groupid of this.#problems.keys()) {
+      if (!now.has(groupid)) this.#logger.info({ groupid }, 'the group is clear again');
+    }
+    this.#problems = now;
+  }
+}
+
+/** @throws ConfigError when a source lacks what it needs. */
+export function checkTopology({ topology, patroni, patroniCa }: TopologySettings): void {
+  if (!topology.includes('patroni')) return;
+  if (patroni === undefined) {
+    throw new ConfigError(
+      'MPP_TOPOLOGY has patroni, and MPP_PATRONI is not set; give 1=http://a:8008,http://b:8008;2=...',
+    );
+  }
+  readAuthority(patroniCa);
+}
+
+/** `table` needs no part: hooks write it. */
+function createSources(settings: TopologySettings, context: SourceContext): TopologySource[] {
+  checkTopology(settings);
+  const sources: TopologySource[] = [];
+  if (settings.topology.includes('probe')) {
+    sources.push(
+      new Probe({
+        ...context,
+        logger: componentLogger(context.logger, 'probe'),
+        credentials: settings.node,
+        intervalMs: settings.probeIntervalMs,
+        timeoutMs: settings.probeTimeoutMs,
+        suspect: settings.probeSuspect === 'on',
+      }),
+    );
+  }
+  if (settings.topology.includes('patroni')) {
+    sources.push(
+      new Patroni({
+        ...context,
+        logger: componentLogger(context.logger, 'patroni'),
+        groups: settings.patroni ?? [],
+        intervalMs: settings.patroniIntervalMs,
+        access: { ca: readAuthority(settings.patroniCa), auth: settings.patroniAuth },
+      }),
+    );
+  }
+  return sources;
+}
