@@ -1,10 +1,11 @@
 import { z } from 'zod';
 import { connectionFromUrl } from './database-url.js';
-import { DURATION_FORM, formatDuration, parseDuration } from './duration.js';
+import { areDatabases, inDatabase, parseDatabases } from './databases.js';
 import { ConfigError } from './errors.js';
 import { LOG_LEVELS } from './observe/logger.js';
 import { nodeCredentials, type NodeCredentials } from './postgres/node-connection.js';
 import type { Connection } from './postgres/session.js';
+import { choice, duration, host, isSchemaName, optional } from './setting-forms.js';
 import { isEndpoints, parseEndpoints } from './topology/patroni/endpoints.js';
 
 /** One setting: an environment variable and the flag of the same name. */
@@ -32,6 +33,19 @@ export const SETTINGS = {
     description: 'schema of the control table and its functions',
     accepts: 'the name of a schema, at most 63 bytes, not beginning with pg_',
     schema: z.string().refine(isSchemaName),
+  },
+  databases: {
+    env: 'MPP_DATABASES',
+    default: '',
+    description: 'Citus databases on the same nodes; a report into one is one into each: a,b',
+    ...optional({
+      accepts: 'names of databases with commas between, each once',
+      schema: z
+        .string()
+        .transform(parseDatabases)
+        .refine(areDatabases)
+        .transform((names) => Object.freeze(names)),
+    }),
   },
   pause: {
     env: 'MPP_PAUSE',
@@ -178,6 +192,8 @@ export interface Settings extends Values {
   readonly connection: Connection;
   /** How nodes other than the server of `connection` are logged in to: MPP_NODE_URL, or as there. */
   readonly node: NodeCredentials;
+  /** The other databases of MPP_DATABASES than that of `connection`. */
+  readonly siblings: readonly string[];
   /** `user:password` for Patroni's REST API, from MPP_PATRONI_AUTH. */
   readonly patroniAuth: string | undefined;
 }
@@ -194,7 +210,8 @@ const OTHER_VARIABLES: readonly string[] = [
 
 /**
  * Reads all settings. A flag wins over its variable, a variable over the default; an empty variable
- * counts as not set.
+ * counts as not set. With MPP_DATABASES, `connection` is for the one of them that DATABASE_URL names, else
+ * for the first.
  *
  * @param flags by the attribute name that commander gives them: `maxHolds` for `--max-holds`
  * @throws ConfigError naming the setting, its value and what is accepted
@@ -211,12 +228,17 @@ export function loadSettings(
   ) as Values;
   const url = env['DATABASE_URL'];
   const connection = url === undefined || url === '' ? {} : connectionFromUrl(url);
-  return Object.freeze({
+  const settings: Settings = Object.freeze({
     ...values,
     connection: Object.freeze(connection),
     node: nodeCredentials(connection, env['MPP_NODE_URL']),
+    siblings: Object.freeze([]),
     patroniAuth: env['MPP_PATRONI_AUTH'] || undefined,
   });
+  const { databases } = settings;
+  if (databases === undefined) return settings;
+  const named = connection.database ?? env['PGDATABASE'] ?? '';
+  return inDatabase(settings, databases.includes(named) ? named : (databases[0] ?? named));
 }
 
 /** MPP_* variables that mean nothing here: most likely a slip of the pen, worth a warning. */
@@ -246,44 +268,4 @@ function readSetting(
   const result = setting.schema.safeParse(text);
   if (result.success) return result.data;
   throw new ConfigError(`${origin} cannot be ${JSON.stringify(text)}; give ${setting.accepts}`);
-}
-
-function choice<const T extends readonly [string, ...string[]]>(...values: T) {
-  const last = values.at(-1) ?? '';
-  return { accepts: `${values.slice(0, -1).join(', ')} or ${last}`, schema: z.enum(values) };
-}
-
-function duration(min: number, max: number) {
-  return {
-    accepts: `${DURATION_FORM}, from ${formatDuration(min)} to ${formatDuration(max)}`,
-    schema: z
-      .string()
-      .transform((text, context) => {
-        try {
-          return parseDuration(text);
-        } catch (error) {
-          if (!(error instanceof ConfigError)) throw error;
-          context.addIssue({ code: 'custom', message: error.message });
-          return z.NEVER;
-        }
-      })
-      .pipe(z.number().min(min).max(max)),
-  };
-}
-
-function host() {
-  return {
-    accepts: 'a host name or address without blanks, at most 255 bytes',
-    schema: z
-      .string()
-      .refine((text) => /^[^\s\p{Cc}]+$/u.test(text) && Buffer.byteLength(text) <= 255),
-  };
-}
-
-function optional<T>({ accepts, schema }: { accepts: string; schema: z.ZodType<T, string> }) {
-  return { accepts, schema: z.union([z.literal('').transform(() => undefined), schema]) };
-}
-
-function isSchemaName(text: string): boolean {
-  return /^(?!pg_)[^\p{Cc}]+$/u.test(text) && Buffer.byteLength(text) <= 63;
 }

@@ -1,11 +1,13 @@
 import { Command } from 'commander';
 import pg from 'pg';
 import type { Settings } from '../config.js';
+import { eachDatabase } from '../databases.js';
 import { createMPP } from '../mpp/index.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [
   'schema',
+  'databases',
   'migrateTimeoutMs',
   'coordinatorHost',
   'coordinatorPort',
@@ -25,25 +27,28 @@ export function bootstrapCommand(io: Io): Command {
     const settings = readSettings(io, command, USES);
     const host = settings.coordinatorHost ?? connectionHost(settings);
     const worker = command.opts<{ worker?: boolean }>().worker === true;
-    await createMPP(settings).bootstrap(
-      {
-        connection: settings.connection,
-        schema: settings.schema,
-        migrateTimeoutMs: settings.migrateTimeoutMs,
-        authinfo: io.env['MPP_AUTHINFO'] === '' ? undefined : io.env['MPP_AUTHINFO'],
-        coordinator: { host, port: settings.coordinatorPort },
-        worker,
-      },
-      ({ step, outcome, detail }) => {
-        io.print(`${step.padEnd(14)} ${outcome.padEnd(14)} ${detail}`);
-        if (step === 'coordinator' && outcome === 'done' && isLoopback(host)) {
-          io.complain(
-            `${host} reaches the coordinator from this machine only; for workers elsewhere: ` +
-              "SELECT citus_set_coordinator_host('host')",
-          );
-        }
-      },
-    );
+    const mpp = createMPP(settings);
+    for (const { connection } of eachDatabase(settings)) {
+      await mpp.bootstrap(
+        {
+          connection,
+          schema: settings.schema,
+          migrateTimeoutMs: settings.migrateTimeoutMs,
+          authinfo: io.env['MPP_AUTHINFO'] === '' ? undefined : io.env['MPP_AUTHINFO'],
+          coordinator: { host, port: settings.coordinatorPort },
+          worker,
+        },
+        ({ step, outcome, detail }) => {
+          io.print(`${step.padEnd(14)} ${outcome.padEnd(14)} ${detail}`);
+          if (step === 'coordinator' && outcome === 'done' && isLoopback(host)) {
+            io.complain(
+              `${host} reaches the coordinator from this machine only; for workers elsewhere: ` +
+                "SELECT citus_set_coordinator_host('host')",
+            );
+          }
+        },
+      );
+    }
   });
 }
 

@@ -1,10 +1,12 @@
 import { Command } from 'commander';
+import type { Settings } from '../config.js';
+import { eachDatabase } from '../databases.js';
 import { createMPP } from '../mpp/index.js';
 import { applyMigrations } from '../postgres/migrate.js';
 import { openSession } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
-const USES = ['schema', 'migrateTimeoutMs'] as const;
+const USES = ['schema', 'databases', 'migrateTimeoutMs'] as const;
 
 export function migrateCommand(io: Io): Command {
   const command = new Command('migrate').description(
@@ -14,20 +16,20 @@ export function migrateCommand(io: Io): Command {
     const settings = readSettings(io, command, USES);
     // Refuses settings that do not fit the MPP database, before anything is made.
     createMPP(settings);
-    const client = await openSession(settings.connection, 'migrate');
-    try {
-      const names = await applyMigrations(client, {
-        schema: settings.schema,
-        lockTimeoutMs: settings.migrateTimeoutMs,
-      });
-      for (const name of names) io.print(`applied ${name}`);
-      io.print(
-        names.length === 0
-          ? `schema ${settings.schema} is up to date: nothing to do`
-          : `schema ${settings.schema} is up to date`,
-      );
-    } finally {
-      await client.end().catch(() => undefined);
-    }
+    for (const one of eachDatabase(settings)) await migrate(one, io);
   });
+}
+
+async function migrate(settings: Settings, io: Io): Promise<void> {
+  const { connection, databases, schema, migrateTimeoutMs } = settings;
+  const client = await openSession(connection, 'migrate');
+  try {
+    const names = await applyMigrations(client, { schema, lockTimeoutMs: migrateTimeoutMs });
+    const where = databases === undefined ? '' : ` of database ${connection.database ?? ''}`;
+    for (const name of names) io.print(`applied ${name}`);
+    const rest = names.length === 0 ? ': nothing to do' : '';
+    io.print(`schema ${schema}${where} is up to date${rest}`);
+  } finally {
+    await client.end().catch(() => undefined);
+  }
 }

@@ -6,7 +6,7 @@ import { CommandError, EXIT, lineOf } from './exit.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 import { submitTask, waitForTask, type Acknowledgement, type Report } from './submit.js';
 
-const USES = ['schema'] as const;
+const USES = ['schema', 'databases'] as const;
 
 /** How long the report itself may take without --wait. */
 const REPORT_MS = 10_000;

@@ -8,6 +8,7 @@ import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [
   'schema',
+  'databases',
   'pause',
   'strategy',
   'maxHolds',

@@ -1,19 +1,36 @@
 import { Command } from 'commander';
+import { eachDatabase } from '../databases.js';
 import { addSettings, readSettings, type Io } from './settings.js';
-import { readStatus } from './status-read.js';
+import { readStatus, type Status } from './status-read.js';
 import { statusText } from './status-text.js';
 import { withSession } from './with-session.js';
 
-const USES = ['schema'] as const;
+const USES = ['schema', 'databases'] as const;
 
 export function statusCommand(io: Io): Command {
   const command = new Command('status')
     .description('show who is active, what is held, what waits, and the nodes')
-    .option('--json', 'for machines: one JSON object, durations in seconds');
+    .option(
+      '--json',
+      'for machines: one JSON object (with several databases one of each by its name), durations in seconds',
+    );
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
-    const status = await withSession(settings, 'status', readStatus);
     const { json } = command.opts<{ json?: boolean }>();
-    io.print(json === true ? JSON.stringify(status, null, 2) : statusText(status));
+    const all: [string, Status][] = [];
+    for (const one of eachDatabase(settings)) {
+      const status = await withSession(one, 'status', readStatus);
+      all.push([one.connection.database ?? '', status]);
+    }
+    const several = settings.databases !== undefined;
+    if (json === true) {
+      const shown = several ? Object.fromEntries(all) : all[0]?.[1];
+      io.print(JSON.stringify(shown, null, 2));
+      return;
+    }
+    const text = all.map(([database, status]) =>
+      several ? `DATABASE ${database}\n\n${statusText(status)}` : statusText(status),
+    );
+    io.print(text.join('\n\n'));
   });
 }

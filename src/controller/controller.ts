@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
 import type { Settings } from '../config.js';
+import { inDatabase } from '../databases.js';
 import { DatabaseStateError, MppError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
@@ -10,6 +11,7 @@ import { packageVersion } from '../version.js';
 import { ControlSession } from './leader.js';
 import { Lead } from './lead.js';
 import { announce, markGone } from './presence.js';
+import { SeveralControllers } from './several.js';
 import { pause } from './signal.js';
 
 /** A controller: one process's part in the cluster. */
@@ -27,7 +29,13 @@ const RETRY_MS = 250;
 
 /** @throws ConfigError when the settings do not fit the MPP database. */
 export function createController(options: { settings: Settings; logger: Logger }): Controller {
-  return new ControllerProcess(options.settings, options.logger);
+  const { settings, logger } = options;
+  if (settings.databases === undefined) return new ControllerProcess(settings, logger);
+  const members = settings.databases.map((database) => {
+    const log = logger.child({ database });
+    return { database, controller: new ControllerProcess(inDatabase(settings, database), log) };
+  });
+  return new SeveralControllers(members);
 }
 
 class ControllerProcess implements Controller {

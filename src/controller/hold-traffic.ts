@@ -36,10 +36,14 @@ export async function holdTraffic(
     reason = await pauseMore(place, work, hold, transition.node);
   }
   if (transition.target) await retarget(work, hold, transition.target);
+  const attempt = attemptOf(controller, task);
+  if (hold.pause !== 'none') {
+    const elsewhere = await place.siblings.follow({ ...attempt, ...task }, place.signal);
+    reason = [reason, elsewhere].filter((one) => one !== null).join('; ') || null;
+  }
 
   // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.
   if (holds.get(task.groupid) !== hold) return { doubt: true, again: growingDelay(task.attempt) };
-  const attempt = attemptOf(controller, task);
   const { nodeid } = transition.node;
   const remaining = await persist(() => markHolding(db, attempt, nodeid, reason));
   if (remaining === undefined) {

@@ -5,6 +5,7 @@ import { componentLogger, type Logger } from '../observe/logger.js';
 import { sameServer, type ServerIdentity } from '../postgres/identity.js';
 import { Listener } from '../postgres/listener.js';
 import { createPool } from '../postgres/pool.js';
+import { Siblings } from '../siblings/siblings.js';
 import { Topology } from '../topology/topology.js';
 import type { ControlSession } from './leader.js';
 import { announce, forgetGone, markGone } from './presence.js';
@@ -74,17 +75,29 @@ export class Lead {
       schema,
       logger: componentLogger(logger, 'traffic'),
     });
+    const siblings = new Siblings({
+      ...{ db, settings },
+      identity: this.#identity,
+      onOtherServer: () => this.#otherServer.abort(),
+      logger: componentLogger(logger, 'siblings'),
+    });
     const term = new Term({
       ...settings,
-      ...{ db, sessions, mpp, traffic, controller },
+      ...{ db, sessions, mpp, traffic, siblings, controller },
       handler: first.handler,
       logger: componentLogger(logger, 'queue'),
     });
-    const topology = new Topology({ db, mpp, controller, settings, logger, signal });
+    const topology = new Topology({
+      ...{ db, mpp, controller, settings, logger, signal },
+      siblings: siblings.databases,
+    });
     const listener = new Listener({
       connection,
       channel: 'mpp_tasks',
-      onWake: () => term.wake(),
+      onWake: () => {
+        term.wake();
+        siblings.wake();
+      },
       onError: (error) => {
         this.#logger.warn(
           { err: error },
@@ -94,6 +107,7 @@ export class Lead {
     });
     try {
       await this.#markPresent(first, first.handler.strategy);
+      await siblings.start();
       this.#options.onActive();
       listener.start();
       term.start();
@@ -102,7 +116,7 @@ export class Lead {
     } finally {
       await listener.stop();
       await Promise.all([topology.stop(), term.stop(this.#stopping ? 'record' : 'abandon')]);
-      await traffic.stop();
+      await Promise.all([traffic.stop(), siblings.stop()]);
       await this.#pruning;
       if (this.#stopping) await this.#forgetMe();
       await Promise.all([db.end(), sessions.end()]);

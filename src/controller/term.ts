@@ -9,7 +9,7 @@ import { Holds, type Hold } from './holds.js';
 import { persist } from './persist.js';
 import { Processor } from './processor.js';
 import { Signal } from './signal.js';
-import type { Outcome } from './work.js';
+import type { Outcome, Workplace } from './work.js';
 
 export interface TermOptions {
   readonly db: Pool;
@@ -17,6 +17,7 @@ export interface TermOptions {
   readonly mpp: AbstractMPP;
   readonly handler: AbstractMPPHandler;
   readonly traffic: TrafficControl;
+  readonly siblings: Workplace['siblings'];
   readonly controller: string;
   readonly pause: Pause;
   readonly maxHolds: number;

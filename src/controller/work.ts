@@ -1,6 +1,7 @@
 import type { Pool } from 'pg';
 import type { AbstractMPPHandler, Node, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
+import type { Siblings } from '../siblings/siblings.js';
 import { attemptOf, requeueTasks } from '../tasks/finish.js';
 import type { Pause, Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS } from './bounds.js';
@@ -18,6 +19,8 @@ export interface Workplace {
   readonly holds: Holds;
   readonly handler: () => AbstractMPPHandler;
   readonly traffic: TrafficControl;
+  /** The other databases on the same nodes. */
+  readonly siblings: Pick<Siblings, 'follow'>;
   /** Aborted once the controller is to stop. */
   readonly signal: AbortSignal;
   /** Id of this controller. */

@@ -145,7 +145,8 @@ const WAITS = `
   WITH session AS MATERIALIZED (
     SELECT s.pid, s.application_name, s.wait_event_type
     FROM pg_stat_get_activity(NULL) AS s
-    WHERE s.datid IS NOT NULL
+    -- Locks of other databases have nothing to do with ours, and their nodes have other nodeids.
+    WHERE s.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
   )
   SELECT w.pid AS waiter, b.pid AS blocker,
          ${originOf('w')} AS waiter_origin,

@@ -20,6 +20,11 @@ export function nodeCredentials(own: Connection, url: string | undefined): NodeC
   return Object.freeze(credentials);
 }
 
+/** The same for another database on the same nodes. */
+export function nodeInDatabase(credentials: NodeCredentials, database: string): NodeCredentials {
+  return Object.freeze({ ...credentials, database });
+}
+
 /** The connection of one node. The database is named, or node-postgres would take the user's name. */
 export function nodeConnection(credentials: NodeCredentials, { host, port }: Address): Connection {
   const database = credentials.database ?? new pg.Client({ ...credentials }).database;

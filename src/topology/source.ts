@@ -1,11 +1,9 @@
 import type { AbstractMPP } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import type { Queryable } from '../postgres/queryable.js';
-import type { SourceName } from './members.js';
 
 /** A part that finds out how the cluster is, and writes it to mpp_members for as long as it runs. */
 export interface TopologySource {
-  readonly name: SourceName;
   /** Begins in the background. Idempotent. */
   start(): void;
   /** Ends it and closes what it has open. Idempotent. */

@@ -11,6 +11,7 @@ import { Patroni } from './patroni/patroni.js';
 import { reportOurselves } from './ourselves.js';
 import { readAuthority } from './patroni/client.js';
 import { Probe } from './probe/probe.js';
+import { SiblingMembers } from './sibling-members.js';
 import type { SourceContext, TopologySource } from './source.js';
 
 /** The settings that it reads. */
@@ -38,6 +39,8 @@ export interface TopologyOptions {
   /** Id of this controller. */
   readonly controller: string;
   readonly settings: TopologySettings;
+  /** Other databases on the same nodes; hooks may report there. */
+  readonly siblings: readonly { readonly database: string; readonly db: Queryable }[];
   readonly logger: Logger;
   /** Ends it like `stop`. */
   readonly signal: AbortSignal;
@@ -69,14 +72,19 @@ export class Topology {
       signal,
       work: () => this.#beat(),
     });
-    this.#sources = createSources(settings, {
+    const context: SourceContext = {
       db: options.db,
       nodesQuery: options.mpp.nodesQuery,
       ttlMs: settings.memberTtlMs,
       signal,
       logger: this.#logger,
       onChange: () => this.#heartbeat.wake(),
-    });
+    };
+    const siblings = options.siblings.map(
+      ({ database, db }) =>
+        new SiblingMembers({ ...context, database, sibling: db, intervalMs: settings.heartbeatMs }),
+    );
+    this.#sources = [...siblings, ...createSources(settings, context)];
   }
 
   start(): void {

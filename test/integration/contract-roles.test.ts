@@ -46,6 +46,16 @@ const TRIALS: readonly { text: string; may: readonly Login[] }[] = [
   { text: 'SELECT * FROM mpp_queue', may: ['operator', 'controller'] },
   { text: 'SELECT * FROM mpp_holds', may: ['operator', 'controller'] },
   { text: 'SELECT * FROM mpp_status', may: ['operator', 'controller'] },
+  { text: 'SELECT * FROM mpp_siblings', may: ['operator', 'controller'] },
+  { text: "INSERT INTO mpp_siblings VALUES ('d')", may: ['controller'] },
+  { text: "DELETE FROM mpp_siblings WHERE database = 'd'", may: ['controller'] },
+  { text: 'SELECT * FROM mpp_outbox', may: ['operator', 'controller'] },
+  { text: 'DELETE FROM mpp_outbox WHERE id = 0', may: ['controller'] },
+  { text: "INSERT INTO mpp_outbox (task_id, database) VALUES (1, 'd')", may: [] },
+  {
+    text: `SELECT mpp_follow('d', '{"id": 1, "groupid": 1, "event": "suspect", "status": "done", "finished_at": "now"}')`,
+    may: ['controller'],
+  },
   { text: 'SELECT mpp_release(99)', may: ['operator'] },
   { text: 'SELECT mpp_rebuild_cache()', may: ['operator'] },
   { text: "UPDATE mpp_tasks SET reason = 'mine'", may: ['controller'] },
@@ -84,6 +94,8 @@ const CONTROLLERS_COLUMNS = [
   ['held_at', 'now()'],
   ['finished_at', 'now()'],
   ['deadline', 'now()'],
+  ['origin_database', "'mine'"],
+  ['origin_id', '1'],
 ];
 
 const LOGINS = ['nobody', 'client', 'operator', 'controller'] as const;

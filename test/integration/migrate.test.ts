@@ -9,7 +9,7 @@ import { applyMigrations, bookkeepingSchema, checkMigrated } from '../../src/pos
 import { openSession } from '../../src/postgres/session.js';
 import { ContractServer } from '../support/contract.js';
 
-const FILES = ['tasks', 'triggers', 'functions', 'views', 'roles', 'holds', 'members'];
+const FILES = ['tasks', 'triggers', 'functions', 'views', 'roles', 'holds', 'members', 'siblings'];
 /** The advisory lock of postgres-migrations. */
 const LOCK = '-8525285245963000605';
 
@@ -21,6 +21,10 @@ async function undo(session: Client, bookkeeping: string): Promise<void> {
     DROP INDEX public.mpp_tasks_facts;
     DROP FUNCTION public.mpp_report, public.mpp_members_before_write, public.mpp_is_up;
     ALTER TABLE public.mpp_controllers DROP COLUMN member_ttl;
+    DROP TABLE public.mpp_outbox, public.mpp_siblings;
+    DROP FUNCTION public.mpp_follow;
+    DROP FUNCTION public.mpp_tasks_outbox CASCADE;
+    ALTER TABLE public.mpp_tasks DROP COLUMN origin_id, DROP COLUMN origin_database;
     DELETE FROM ${bookkeeping} WHERE id >= 4`);
 }
 
@@ -88,7 +92,7 @@ describe('migrations', () => {
     for (const role of ['mpp_client', 'mpp_operator', 'mpp_controller']) {
       await admin.query(`CREATE ROLE ${role} NOLOGIN`);
     }
-    expect(await apply(session)).toEqual(['roles', 'holds', 'members']);
+    expect(await apply(session)).toEqual(['roles', 'holds', 'members', 'siblings']);
     expect(await reports(database, 'public')).toBe(1);
   });
 
@@ -113,7 +117,7 @@ describe('migrations', () => {
     const behind = `${session.escapeIdentifier(bookkeepingSchema('public'))}.migrations`;
     await undo(session, behind);
     await expect(checkMigrated(session, 'public')).rejects.toMatchObject({ code: 'SCHEMA_OLDER' });
-    expect(await apply(session)).toEqual(['views', 'roles', 'holds', 'members']);
+    expect(await apply(session)).toEqual(['views', 'roles', 'holds', 'members', 'siblings']);
   });
 
   it('serve several schemas of one database, whatever they are called', async () => {
@@ -175,7 +179,7 @@ describe('migrations', () => {
     const error = await refused(apply(session, 'public', 50));
     expect(error.code).toBe('MIGRATION_FAILED');
     await other.query('ROLLBACK');
-    expect(await apply(session)).toEqual(['views', 'roles', 'holds', 'members']);
+    expect(await apply(session)).toEqual(['views', 'roles', 'holds', 'members', 'siblings']);
   });
 
   it('may be run by two at once, in one schema or two', async () => {

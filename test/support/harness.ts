@@ -2,7 +2,12 @@ import type { Client } from 'pg';
 import { applyMigrations } from '../../src/postgres/migrate.js';
 import { ControllerProcess } from './controller-process.js';
 import { startCluster, waitFor, type Cluster, type ClusterOptions } from './servers/index.js';
-import { installWhereNeeded, prepareCluster, type PrepareOptions } from './standin/prepare.js';
+import {
+  addDatabase,
+  installWhereNeeded,
+  prepareCluster,
+  type PrepareOptions,
+} from './standin/prepare.js';
 
 /** What a test reports; undefined columns take their defaults. */
 export interface ReportInput {
@@ -70,6 +75,23 @@ export class Harness {
       await cluster.stop();
       throw error;
     }
+  }
+
+  /**
+   * Makes a further Citus database on the same servers, as the first one is, with our schema.
+   *
+   * @returns a harness whose session is in it; its controllers are those of this one, and it need not
+   *   be stopped.
+   */
+  async addDatabase(database: string): Promise<Harness> {
+    await addDatabase(this.cluster, database);
+    await prepareCluster(this.cluster, { database });
+    const session = await this.cluster.coordinator.connect('test', database);
+    await this.cluster.coordinator.withSession(
+      (client) => applyMigrations(client, { schema: 'public', lockTimeoutMs: 10_000 }),
+      database,
+    );
+    return new Harness(this.cluster, session, this.#env);
   }
 
   /** The test's own session on the coordinator. */

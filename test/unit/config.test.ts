@@ -1,6 +1,7 @@
 import pg from 'pg';
 import { describe, expect, it } from 'vitest';
 import { flagOf, loadSettings, SETTINGS, unknownVariables } from '../../src/config.js';
+import { eachDatabase } from '../../src/databases.js';
 import { ConfigError } from '../../src/errors.js';
 import { sessionConfig } from '../../src/postgres/session.js';
 
@@ -8,6 +9,8 @@ describe('loadSettings', () => {
   it('has the documented defaults', () => {
     expect(loadSettings({})).toEqual({
       schema: 'public',
+      databases: undefined,
+      siblings: [],
       pause: 'writes',
       strategy: 'auto',
       maxHolds: Infinity,
@@ -51,6 +54,23 @@ describe('loadSettings', () => {
     ]);
   });
 
+  it.each([
+    [{ DATABASE_URL: 'postgresql://h/b' }, 'b', ['a']],
+    [{ DATABASE_URL: 'postgresql://h/elsewhere' }, 'a', ['b']],
+    [{ PGDATABASE: 'b' }, 'b', ['a']],
+    [{}, 'a', ['b']],
+  ])('with several databases and %o works in %s', (env, database, siblings) => {
+    const settings = loadSettings({
+      ...env,
+      MPP_DATABASES: 'a, b',
+      MPP_NODE_URL: 'postgresql://h/x',
+    });
+    expect(settings.connection.database).toBe(database);
+    expect(settings.node.database).toBe(database);
+    expect(settings.siblings).toEqual(siblings);
+    expect(eachDatabase(settings).map(({ connection }) => connection.database)).toEqual(['a', 'b']);
+  });
+
   it('logs in to nodes as to the coordinator, or as MPP_NODE_URL says', () => {
     const own = loadSettings({ DATABASE_URL: 'postgresql://me@c:6000/d' }).node;
     expect(own).toMatchObject({ user: 'me', database: 'd' });
@@ -89,6 +109,9 @@ describe('loadSettings', () => {
     ['MPP_STRATEGY', 'table-locks'],
     ['MPP_MAX_HOLDS', '0'],
     ['MPP_MAX_HOLDS', '-1'],
+    ['MPP_DATABASES', 'a,,b'],
+    ['MPP_DATABASES', 'a,b,a'],
+    ['MPP_DATABASES', 'a'.repeat(64)],
     ['MPP_MAX_HOLDS', '1.5'],
     ['MPP_HEARTBEAT', '10'],
     ['MPP_HEARTBEAT', '1ms'],
@@ -153,9 +176,7 @@ describe('unknownVariables', () => {
   });
 
   it('finds what this version does not do, so that nobody relies on it', () => {
-    const names = ['MPP_DATABASES', 'MPP_HTTP'];
-    const env = Object.fromEntries(names.map((name) => [name, 'x']));
-    expect(unknownVariables(env)).toEqual(names);
+    expect(unknownVariables({ MPP_HTTP: 'x' })).toEqual(['MPP_HTTP']);
   });
 
   it('is quiet about what the tests and the demo read', () => {

@@ -63,6 +63,7 @@ describe('a hold that loses what it shares with others before it is acknowledged
         },
         stop: () => Promise.resolve(),
       },
+      siblings: { follow: () => Promise.resolve(null) },
       handler: () => ({
         means: { strategies: ['shard-locks'], maySignal: true },
         readNodes: () => {

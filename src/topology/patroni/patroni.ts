@@ -16,7 +16,6 @@ export interface PatroniOptions extends SourceContext {
 
 /** Asks the Patroni of each group who its members are. */
 export class Patroni implements TopologySource {
-  readonly name = 'patroni';
   readonly #writer: MemberWriter;
   readonly #groups: readonly GroupPoll[];
 

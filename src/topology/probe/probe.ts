@@ -30,7 +30,6 @@ interface Watched {
 
 /** Asks every node that the catalog or mpp_members names what it is. */
 export class Probe implements TopologySource {
-  readonly name = 'probe';
   readonly #options: ProbeOptions;
   readonly #writer: MemberWriter;
   readonly #loop: Loop;

@@ -79,8 +79,8 @@ export class Server {
   }
 
   /** Runs `work` in a session of its own, which is ended in any case. */
-  async withSession<T>(work: (session: Client) => Promise<T>): Promise<T> {
-    const session = await this.connect();
+  async withSession<T>(work: (session: Client) => Promise<T>, database?: string): Promise<T> {
+    const session = await this.connect('test', database);
     try {
       return await work(session);
     } finally {

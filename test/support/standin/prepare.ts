@@ -7,14 +7,29 @@ export interface PrepareOptions {
   readonly secondaries?: boolean;
   /** Whether items, notes and lookup are made. */
   readonly tables?: boolean;
+  /** The database that is a Citus database; every server must have it. */
+  readonly database?: string;
 }
 
 /** Installs the stand-in on all primaries of a cluster that has no Citus; nothing with Citus. */
-export async function installWhereNeeded(cluster: Cluster): Promise<void> {
+export async function installWhereNeeded(cluster: Cluster, database?: string): Promise<void> {
   if (cluster.hasCitus) return;
   await Promise.all(
-    cluster.groups.map(({ primary }) => primary.withSession((session) => installStandin(session))),
+    cluster.groups.map(({ primary }) =>
+      primary.withSession((session) => installStandin(session), database),
+    ),
   );
+}
+
+/** Makes a further database on all primaries, as empty as the first one was. */
+export async function addDatabase(cluster: Cluster, database: string): Promise<void> {
+  for (const { primary } of cluster.groups) {
+    await primary.withSession((session) =>
+      session.query(`CREATE DATABASE ${session.escapeIdentifier(database)}`),
+    );
+    if (!cluster.hasCitus) continue;
+    await primary.withSession((session) => session.query('CREATE EXTENSION citus'), database);
+  }
 }
 
 /**
@@ -23,9 +38,9 @@ export async function installWhereNeeded(cluster: Cluster): Promise<void> {
  */
 export async function prepareCluster(
   cluster: Cluster,
-  { secondaries = false, tables = true }: PrepareOptions = {},
+  { secondaries = false, tables = true, database }: PrepareOptions = {},
 ): Promise<void> {
-  await installWhereNeeded(cluster);
+  await installWhereNeeded(cluster, database);
   await cluster.coordinator.withSession(async (session) => {
     const { host, port } = cluster.coordinator;
     await session.query('SELECT citus_set_coordinator_host($1, $2)', [host, port]);
@@ -39,7 +54,7 @@ export async function prepareCluster(
       }
     }
     if (tables) await createTestTables({ coordinator: session, citus: cluster.hasCitus });
-  });
+  }, database);
 }
 
 const ADD_NODE = 'SELECT citus_add_node($1, $2, $3, $4)';

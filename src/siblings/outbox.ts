@@ -1,0 +1,51 @@
+import type { Queryable } from '../postgres/queryable.js';
+
+/** Something that a sibling has yet to be told: a report, or what became of it. */
+export interface Entry {
+  readonly id: string;
+  /** null when its task has been pruned. */
+  readonly groupid: number | null;
+  /** This database, as the sibling is to know it. */
+  readonly origin: string;
+  /** The row of mpp_tasks as JSON; null when it has been pruned: then there is nothing to tell. */
+  readonly report: string | null;
+}
+
+/** Says which databases are told of reports from now on. Writes nothing where that is known. */
+export async function registerSiblings(db: Queryable, databases: readonly string[]): Promise<void> {
+  await db.query({ name: 'mpp-register-siblings', text: REGISTER, values: [databases] });
+}
+
+const REGISTER = `
+  WITH gone AS (
+    DELETE FROM mpp_siblings AS s WHERE s.database <> ALL ($1::name[])
+  )
+  INSERT INTO mpp_siblings (database)
+  SELECT wanted.database
+  FROM unnest($1::name[]) AS wanted (database)
+  WHERE wanted.database NOT IN (SELECT s.database FROM mpp_siblings AS s)
+  ON CONFLICT DO NOTHING`;
+
+/** @returns the oldest entries for one sibling, at most `limit`. */
+export async function readOutbox(db: Queryable, sibling: string, limit: number): Promise<Entry[]> {
+  const { rows } = await db.query<Entry>({
+    name: 'mpp-read-outbox',
+    text: READ,
+    values: [sibling, limit],
+  });
+  return rows;
+}
+
+const READ = `
+  SELECT o.id, t.groupid, current_database() AS origin, to_jsonb(t)::text AS report
+  FROM mpp_outbox AS o
+  LEFT JOIN mpp_tasks AS t ON t.id = o.task_id
+  WHERE o.database = $1
+  ORDER BY o.id
+  LIMIT $2`;
+
+export async function forgetEntry(db: Queryable, id: string): Promise<void> {
+  await db.query({ name: 'mpp-forget-entry', text: FORGET, values: [id] });
+}
+
+const FORGET = 'DELETE FROM mpp_outbox AS o WHERE o.id = $1';

@@ -1,0 +1,167 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Pool } from 'pg';
+import type { Settings } from '../config.js';
+import type { Logger } from '../observe/logger.js';
+import { createPool, type PoolOptions } from '../postgres/pool.js';
+import type { Queryable } from '../postgres/queryable.js';
+import { errorText } from '../postgres/session.js';
+import type { Attempt } from '../tasks/finish.js';
+import { Loop } from '../topology/loop.js';
+import { registerSiblings } from './outbox.js';
+import { Sibling } from './sibling.js';
+import { judge, lookHere, lookThere, markHeld } from './waiting.js';
+
+export interface SiblingsOptions extends Pick<PoolOptions, 'identity' | 'onOtherServer'> {
+  /** Sessions in our own database. */
+  readonly db: Queryable;
+  readonly settings: Pick<Settings, 'connection' | 'schema' | 'siblings' | 'pollMs'>;
+  readonly logger: Logger;
+}
+
+/** A report that is about to be acknowledged: its group's traffic waits here. */
+export interface HeldReport extends Attempt {
+  readonly groupid: number;
+  readonly cooldownMs: number;
+}
+
+/** One statement takes milliseconds; a server that is slower is as good as unreachable. */
+const STATEMENT_MS = 5_000;
+/** When a group's reporters are told again that were busy. */
+const BUSY_MS = 50;
+const LOOK_MS = 5;
+/** What a sibling may take beyond its cooldown: as another node of one hold. */
+const LATE_MS = 2_000;
+
+/**
+ * The other Citus databases on the same nodes. Reports into ours are copied there, in the order of each
+ * group and through any crash: what is to be told stands in a table until it is told.
+ */
+export class Siblings {
+  readonly #options: SiblingsOptions;
+  readonly #pools: readonly Pool[];
+  readonly #siblings: readonly Sibling[];
+  readonly #abort = new AbortController();
+  readonly #loop: Loop;
+
+  constructor(options: SiblingsOptions) {
+    const { settings, logger, db, identity, onOtherServer } = options;
+    this.#options = options;
+    this.#pools = settings.siblings.map((database) =>
+      createPool(
+        { ...settings.connection, database },
+        {
+          schema: settings.schema,
+          purpose: 'sibling',
+          max: 4,
+          statementTimeoutMs: STATEMENT_MS,
+          ...(identity && { identity }),
+          ...(onOtherServer && { onOtherServer }),
+          onIdleError: (error) =>
+            logger.debug({ err: error, database }, 'an idle session was lost'),
+        },
+      ),
+    );
+    this.#siblings = settings.siblings.map((database, index) => {
+      const pool = this.#pools[index];
+      if (pool === undefined) throw new Error('a sibling without sessions');
+      return new Sibling({
+        ...{ database, pool, db },
+        onTold: ({ groupid, id }) =>
+          logger.debug({ groupid, entry: id, sibling: database }, 'told'),
+        onTrouble: (sibling, text, error) => {
+          logger.warn(
+            { err: error, sibling },
+            `database ${sibling} cannot be told of reports: ${text}; it is tried again`,
+          );
+        },
+      });
+    });
+    this.#loop = new Loop({
+      intervalMs: settings.pollMs,
+      signal: this.#abort.signal,
+      work: (signal) => this.#tell(signal),
+    });
+  }
+
+  /** Sessions in each of them. */
+  get databases(): readonly { readonly database: string; readonly db: Queryable }[] {
+    return this.#siblings;
+  }
+
+  /** From now on each report into our database is told to all. Idempotent. */
+  async start(): Promise<void> {
+    await registerSiblings(this.#options.db, this.#options.settings.siblings);
+    if (this.#siblings.length > 0) this.#loop.start();
+  }
+
+  /** Something may have been reported. */
+  wake(): void {
+    this.#loop.wake();
+  }
+
+  async stop(): Promise<void> {
+    this.#abort.abort(new Error('the controller is to stop'));
+    await this.#loop.stop();
+    await Promise.all(this.#pools.map((pool) => pool.end()));
+  }
+
+  /**
+   * Waits until the group's traffic waits in every other database as well: not longer than a hold may
+   * take to open there, nor once another event of the group has been reported.
+   *
+   * @returns a sentence that names where it does not, or null.
+   */
+  async follow(report: HeldReport, signal: AbortSignal): Promise<string | null> {
+    if (this.#siblings.length === 0) return null;
+    if (!(await markHeld(this.#options.db, report))) return null;
+    this.wake();
+    const began = performance.now();
+    const mostMs = 2 * report.cooldownMs + LATE_MS;
+    const over = AbortSignal.any([signal, this.#abort.signal]);
+    for (;;) {
+      const waitedMs = performance.now() - began;
+      const here = await lookHere(this.#options.db, report.id);
+      const looks = this.#siblings.map(async (sibling) => ({
+        database: sibling.database,
+        answer: await this.#lookAt(sibling, report, {
+          told: !here.untold.includes(sibling.database),
+          waitedMs,
+        }),
+      }));
+      const seen = await Promise.all(looks);
+      if (here.hurried || waitedMs >= mostMs || seen.every(({ answer }) => answer !== undefined)) {
+        const late = here.hurried
+          ? 'another report came first'
+          : 'its locks could not be had in time';
+        const reasons = seen.flatMap(({ database, answer = late }) =>
+          answer === null ? [] : [`in database ${database}: ${answer}`],
+        );
+        return reasons.join('; ') || null;
+      }
+      await delay(LOOK_MS, undefined, { signal: over });
+    }
+  }
+
+  async #lookAt(
+    { db, failure }: Sibling,
+    { id, groupid }: HeldReport,
+    { told, waitedMs }: { told: boolean; waitedMs: number },
+  ): Promise<string | null | undefined> {
+    if (!told) return judge({ told, waitedMs, failure, sight: undefined });
+    const origin = this.#options.settings.connection.database ?? '';
+    try {
+      const sight = await lookThere(db, { origin, id, groupid });
+      return judge({ told, waitedMs, failure: undefined, sight });
+    } catch (error) {
+      return errorText(error);
+    }
+  }
+
+  async #tell(signal: AbortSignal): Promise<void> {
+    const told = await Promise.all(this.#siblings.map((sibling) => sibling.tell(signal)));
+    const busy = told.some((all, index) => !all && this.#siblings[index]?.failure === undefined);
+    if (!busy || signal.aborted) return;
+    await delay(BUSY_MS, undefined, { signal }).catch(() => undefined);
+    this.wake();
+  }
+}

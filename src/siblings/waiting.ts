@@ -1,0 +1,129 @@
+import type { Queryable } from '../postgres/queryable.js';
+import { GROUP_LOCK, LEADER_LOCK } from '../postgres/locks.js';
+import type { Attempt } from '../tasks/finish.js';
+
+/** What a look into this database says of a report that waits for its siblings. */
+export interface OwnSight {
+  /** True when another event of the group has been reported, so that nobody is to wait any longer. */
+  readonly hurried: boolean;
+  /** Siblings that have yet to be told. */
+  readonly untold: readonly string[];
+}
+
+/** What a look into a sibling says of it. */
+export interface SiblingSight {
+  /** True when the group's traffic waits there, for whatever report. */
+  readonly held: boolean;
+  /** Status and reason of the copy; null when there is none. */
+  readonly status: string | null;
+  readonly reason: string | null;
+  /** True when a controller is active there. */
+  readonly led: boolean;
+}
+
+/** What is known of one sibling, and for how long the report has waited, in milliseconds. */
+export interface Known {
+  readonly told: boolean;
+  /** Why it could not be reached; undefined while it could. */
+  readonly failure: string | undefined;
+  readonly sight: SiblingSight | undefined;
+  readonly waitedMs: number;
+}
+
+/** How long a database may be without an active controller: another one takes less to take over. */
+const UNLED_MOST_MS = 2_000;
+
+/**
+ * Whether a report must wait for a sibling any longer, and what is to be said if it need not. Pure.
+ *
+ * @returns undefined to wait; null when the sibling's traffic waits; else why it does not, or not wholly.
+ */
+export function judge({ told, failure, sight, waitedMs }: Known): string | null | undefined {
+  if (failure !== undefined) return failure;
+  if (!told || sight === undefined) return undefined;
+  const { held, status, reason, led } = sight;
+  if (held) return status === 'holding' ? reason : null;
+  if (status === null) return 'a newer report was made there';
+  if (status !== 'pending' && status !== 'claimed') return reason ?? `its task is ${status}`;
+  if (!led && waitedMs > UNLED_MOST_MS) return 'no controller is active there';
+  return undefined;
+}
+
+/**
+ * Writes down that the group's traffic waits here, before the report is acknowledged: a sibling whose
+ * own report waits for us is not to wait for the acknowledgement, or both would.
+ *
+ * @returns false when nobody waits for siblings: it is a copy itself, or not a client's, or no longer ours.
+ */
+export async function markHeld(db: Queryable, attempt: Attempt): Promise<boolean> {
+  const { rowCount } = await db.query({
+    name: 'mpp-mark-held',
+    text: MARK_HELD,
+    values: [attempt.id, attempt.controller, attempt.attempt],
+  });
+  return rowCount === 1;
+}
+
+const MARK_HELD = `
+  UPDATE mpp_tasks AS t
+  SET held_at = coalesce(t.held_at, clock_timestamp())
+  WHERE t.id = $1 AND t.claimed_by = $2 AND t.attempt = $3 AND t.status = 'claimed'
+    AND t.source = 'client' AND t.origin_id IS NULL`;
+
+export async function lookHere(db: Queryable, taskId: string): Promise<OwnSight> {
+  const { rows } = await db.query<OwnSight>({
+    name: 'mpp-look-here',
+    text: LOOK_HERE,
+    values: [taskId],
+  });
+  return rows[0] ?? { hurried: true, untold: [] };
+}
+
+const LOOK_HERE = `
+  SELECT EXISTS (
+           SELECT
+           FROM mpp_tasks AS n
+           WHERE n.finished_at IS NULL
+             AND n.groupid = t.groupid
+             AND n.id > t.id
+             AND n.status = 'pending'
+             AND n.event <> t.event
+         ) AS hurried,
+         ARRAY(SELECT o.database::text FROM mpp_outbox AS o WHERE o.task_id = t.id) AS untold
+  FROM mpp_tasks AS t
+  WHERE t.id = $1 AND t.finished_at IS NULL`;
+
+/** @param db a session in the sibling */
+export async function lookThere(
+  db: Queryable,
+  report: { origin: string; id: string; groupid: number },
+): Promise<SiblingSight | undefined> {
+  const { rows } = await db.query<SiblingSight>({
+    name: 'mpp-look-there',
+    text: LOOK_THERE,
+    values: [report.origin, report.id, report.groupid, GROUP_LOCK, LEADER_LOCK],
+  });
+  return rows[0];
+}
+
+/** The lock proves that whoever marked the hold is alive. */
+const LOOK_THERE = `
+  WITH lock AS MATERIALIZED (
+    SELECT l.classid, l.objid
+    FROM pg_locks AS l
+    WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+      AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+  )
+  SELECT EXISTS (SELECT FROM lock AS l WHERE l.classid = $4::integer::oid AND l.objid = $3::integer::oid)
+           AND EXISTS (
+             SELECT
+             FROM mpp_tasks AS t
+             WHERE t.finished_at IS NULL
+               AND t.groupid = $3
+               AND t.status IN ('claimed', 'holding')
+               AND t.held_at IS NOT NULL
+           ) AS held,
+         EXISTS (SELECT FROM lock AS l WHERE l.classid = $5::integer::oid AND l.objid = 0) AS led,
+         copy.status, copy.reason
+  FROM (VALUES (0)) AS one (row)
+  LEFT JOIN mpp_tasks AS copy ON copy.origin_id = $2 AND copy.origin_database = $1`;

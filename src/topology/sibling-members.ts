@@ -1,0 +1,93 @@
+import { componentLogger } from '../observe/logger.js';
+import type { Queryable } from '../postgres/queryable.js';
+import { errorText } from '../postgres/session.js';
+import { Loop } from './loop.js';
+import type { SourceContext, TopologySource } from './source.js';
+
+export interface SiblingMembersOptions extends SourceContext {
+  readonly database: string;
+  /** Sessions in the sibling. */
+  readonly sibling: Queryable;
+  readonly intervalMs: number;
+}
+
+/** What hooks say of the nodes in another database on the same nodes, by mpp_report: copied to ours. */
+export class SiblingMembers implements TopologySource {
+  readonly #options: SiblingMembersOptions;
+  readonly #loop: Loop;
+  /** Rows of an earlier time have been read; null before the first look. */
+  #readUntil: string | null = null;
+  #failure: string | undefined;
+
+  constructor(options: SiblingMembersOptions) {
+    const logger = componentLogger(options.logger, 'siblings');
+    this.#options = { ...options, logger };
+    this.#loop = new Loop({
+      intervalMs: options.intervalMs,
+      signal: options.signal,
+      work: () => this.#copy(),
+    });
+  }
+
+  start(): void {
+    this.#loop.start();
+  }
+
+  async stop(): Promise<void> {
+    await this.#loop.stop();
+  }
+
+  async #copy(): Promise<void> {
+    const { database, sibling, db, ttlMs, onChange, logger } = this.#options;
+    try {
+      const { rows } = await sibling.query<{ members: string | null; until: string }>({
+        name: 'mpp-read-reports',
+        text: READ,
+        values: [ttlMs, this.#readUntil],
+      });
+      const [seen] = rows;
+      if (seen?.members) {
+        const { rowCount } = await db.query({
+          name: 'mpp-copy-reports',
+          text: COPY,
+          values: [seen.members],
+        });
+        if ((rowCount ?? 0) > 0) onChange();
+      }
+      this.#readUntil = seen?.until ?? null;
+      this.#failure = undefined;
+    } catch (error) {
+      const text = errorText(error);
+      if (text !== this.#failure) {
+        logger.warn(
+          { err: error },
+          `the members of database ${database} cannot be copied: ${text}`,
+        );
+      }
+      this.#failure = text;
+    }
+  }
+}
+
+/** Some seconds are read again: what was reported then may have been committed since. */
+const READ = `
+  SELECT json_agg(m)::text AS members, (statement_timestamp() - interval '10 s')::text AS until
+  FROM mpp_members AS m
+  WHERE m.source = 'table'
+    AND m.reported_at > greatest($2::timestamptz, statement_timestamp() - $1::float8 * interval '1 millisecond')`;
+
+/** The newest report of a node counts, whichever database it was made in; writes nothing else. */
+const COPY = `
+  INSERT INTO mpp_members AS m (nodename, nodeport, source, groupid, role, state, timeline, since, reported_at)
+  SELECT r.nodename, r.nodeport, 'table', r.groupid, r.role, r.state, r.timeline, r.reported_at, r.reported_at
+  FROM json_populate_recordset(NULL::mpp_members, $1::json) AS r
+  LEFT JOIN mpp_members AS o ON o.nodename = r.nodename AND o.nodeport = r.nodeport AND o.source = 'table'
+  WHERE o.reported_at IS NULL OR o.reported_at < r.reported_at
+  ORDER BY r.nodename, r.nodeport
+  ON CONFLICT (nodename, nodeport, source) DO UPDATE
+  SET groupid = excluded.groupid,
+      role = excluded.role,
+      state = excluded.state,
+      timeline = excluded.timeline,
+      reported_at = excluded.reported_at
+  WHERE m.reported_at < excluded.reported_at`;
