@@ -51,7 +51,7 @@ describe.each(SCHEMAS)('siblings, in schema $schema', ({ schema, database }) => 
     return rows;
   }
 
-  async function outbox(): Promise<unknown[]> {
+  async function outbox(): Promise<object[]> {
     const { rows } = await contract.db.query(
       'SELECT task_id, database FROM mpp_outbox ORDER BY id',
     );
