@@ -52,7 +52,7 @@ describe.each(SCHEMAS)('siblings, in schema $schema', ({ schema, database }) => 
   }
 
   async function outbox(): Promise<object[]> {
-    const { rows } = await contract.db.query(
+    const { rows } = await contract.db.query<object>(
       'SELECT task_id, database FROM mpp_outbox ORDER BY id',
     );
     return rows;
