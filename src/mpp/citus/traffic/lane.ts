@@ -1,10 +1,10 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { LockSession } from '../../../drain/lock-session.js';
 import type { LockUnit } from '../../../drain/lock-unit.js';
 import { obtain } from '../../../drain/lock-team.js';
 import type { Watch } from '../../../drain/watch.js';
 import { sqlState } from '../../../postgres/sqlstate.js';
 import { Transaction } from '../../../postgres/transaction.js';
+import { within } from '../../../within.js';
 import type { LaneOrder, OwnLocks } from './lane-order.js';
 import type { TrafficNode } from './node.js';
 import { LaneLocks, type Held } from './lane-locks.js';
@@ -248,7 +248,7 @@ export class Lane {
     locks.want(units);
     const taken = locks.obtain(units);
     taken.catch(() => undefined);
-    return Promise.race([taken, delay(AT_ONCE_MS, false)]);
+    return within(AT_ONCE_MS, taken, false);
   }
 
   /**
