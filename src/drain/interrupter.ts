@@ -23,7 +23,8 @@ export class Interrupter {
   }
 
   lookedAt(look: Promise<unknown>): void {
-    this.#look = look.catch(() => undefined);
+    // One that fails may have interrupted it all the same.
+    this.#look = look.catch(() => this.hit());
   }
 
   /** The look has interrupted it. */

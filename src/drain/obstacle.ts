@@ -4,11 +4,13 @@ import type { Server } from './server.js';
 /** A transaction that is in the way for so long is not about to end. */
 const PATIENCE_MS = 500;
 
+const NOBODY: ReadonlyMap<string, string> = new Map();
+
 /** Tells those who are in the way of a lock and do not go on from a crowd in which each does. */
 export class Obstacle {
   readonly #server: Server;
   #since = 0;
-  #seen: ReadonlyMap<string, string> = new Map();
+  #seen = NOBODY;
   #seenAt = 0;
 
   constructor(server: Server) {
@@ -27,7 +29,8 @@ export class Obstacle {
     const now = performance.now();
     const isNew = waiting.since !== this.#since;
     if (!isNew && now - this.#seenAt < PATIENCE_MS) return undefined;
-    const blockers = await this.#server.blockersOf(session.pid);
+    // Where nobody can be seen nobody is known to be in the way: the lock may come all the same.
+    const blockers = await this.#server.blockersOf(session.pid).catch(() => NOBODY);
     const stuck = isNew ? [] : [...blockers].filter(([transaction]) => this.#seen.has(transaction));
     this.#since = waiting.since;
     this.#seen = blockers;

@@ -1,4 +1,5 @@
 import type { Pool } from 'pg';
+import { queryAgain, queryOnce } from '../postgres/again.js';
 import { vertexOf, type Edge } from './wait-graph.js';
 
 /** A session that was ended because it was in the way of a lock. */
@@ -34,13 +35,15 @@ export class Server {
    * @param ours all our processes here
    * @param waiting those that wait
    * @param yielding those of them that may be interrupted
+   * @throws SessionLostError when the session broke that looked. It may have interrupted some by then,
+   *   so this is not run again here.
    */
   async chains(
     ours: readonly number[],
     waiting: readonly number[],
     yielding: readonly number[],
   ): Promise<{ edges: Edge[]; interrupted: number[] }> {
-    const { rows } = await this.#watch.query<EdgeRow & { interrupted: boolean }>({
+    const { rows } = await queryOnce<EdgeRow & { interrupted: boolean }>(this.#watch, {
       name: 'mpp-chains',
       text: CHAINS,
       values: [waiting, ours, yielding],
@@ -51,7 +54,8 @@ export class Server {
 
   /** All that wait for a lock here, with the blockers of each. */
   async waits(): Promise<Edge[]> {
-    const { rows } = await this.#watch.query<EdgeRow>({ name: 'mpp-waits', text: WAITS });
+    const query = { name: 'mpp-waits', text: WAITS };
+    const { rows } = await queryAgain<EdgeRow>(this.#watch, query);
     return this.#edgesOf(rows);
   }
 
@@ -65,7 +69,7 @@ export class Server {
 
   /** Whether any of `waiting` still waits for `pid`. */
   async blocks(pid: number, waiting: readonly number[]): Promise<boolean> {
-    const { rows } = await this.#watch.query<{ blocks: boolean }>({
+    const { rows } = await queryAgain<{ blocks: boolean }>(this.#watch, {
       name: 'mpp-blocks',
       text: BLOCKS,
       values: [pid, waiting],
@@ -75,12 +79,12 @@ export class Server {
 
   /** Interrupts the statement that a process runs, if it runs one. */
   async cancel(pid: number): Promise<void> {
-    await this.#watch.query({ name: 'mpp-cancel', text: CANCEL, values: [pid] });
+    await queryAgain(this.#watch, { name: 'mpp-cancel', text: CANCEL, values: [pid] });
   }
 
   /** Ends the sessions directly in the way of `pid`, but for those of `spared`. */
   async endBlockers(pid: number, spared: readonly number[]): Promise<Ended[]> {
-    const { rows } = await this.#watch.query<Omit<Ended, 'server'>>({
+    const { rows } = await queryOnce<Omit<Ended, 'server'>>(this.#watch, {
       name: 'mpp-end-blockers',
       text: END_BLOCKERS,
       values: [pid, spared],
@@ -90,13 +94,15 @@ export class Server {
 
   /** Transactions directly in the way of `pid`, by a name that tells each from every other, for people. */
   async blockersOf(pid: number): Promise<ReadonlyMap<string, string>> {
-    const { rows } = await this.#watch.query<{ transaction: string; described: string }>({
-      name: 'mpp-blockers-of',
-      text: BLOCKERS_OF,
-      values: [pid],
-    });
+    const query = { name: 'mpp-blockers-of', text: BLOCKERS_OF, values: [pid] };
+    const { rows } = await queryAgain<BlockerRow>(this.#watch, query);
     return new Map(rows.map(({ transaction, described }) => [transaction, described]));
   }
+}
+
+interface BlockerRow {
+  readonly transaction: string;
+  readonly described: string;
 }
 
 interface EdgeRow {

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { SessionLostError } from '../errors.js';
 import type { LockSession } from './lock-session.js';
 import type { Ended, Server } from './server.js';
 import { findKnots, type Edge } from './wait-graph.js';
@@ -107,7 +108,8 @@ export class Watch {
       } catch (error) {
         this.#sights.delete(server);
         this.#options.onError(server, error);
-        await delay(AGAIN_MS);
+        // Whoever ended the session that looked has not ended the next one.
+        if (!(error instanceof SessionLostError)) await delay(AGAIN_MS);
       }
     }
     this.#sights.delete(server);

@@ -1,5 +1,8 @@
 import type { Pool, PoolClient } from 'pg';
-import { applicationName } from './session.js';
+import { SessionLostError } from '../errors.js';
+import { again } from './again.js';
+import { applicationName, errorText } from './session.js';
+import { isSessionLost } from './sqlstate.js';
 
 /** How long a session may take, in milliseconds. */
 export interface Bounds {
@@ -97,6 +100,16 @@ export class Transaction {
     purpose: string,
     lock: AdvisoryLock | undefined,
   ): Promise<Transaction | undefined> {
+    // One that a pool has kept may have been ended without its knowing yet.
+    return again(() => Transaction.#beginOnce(pool, bounds, purpose, lock));
+  }
+
+  static async #beginOnce(
+    pool: Pool,
+    bounds: Bounds,
+    purpose: string,
+    lock: AdvisoryLock | undefined,
+  ): Promise<Transaction | undefined> {
     const transaction = new Transaction(await pool.connect());
     // The server's own bounds are not set yet, and a network that swallows everything has none.
     const watchdog = setTimeout(() => transaction.destroy(), BEGIN_MS);
@@ -114,7 +127,8 @@ export class Transaction {
       return undefined;
     } catch (error) {
       transaction.destroy();
-      throw error;
+      if (!isSessionLost(error)) throw error;
+      throw new SessionLostError(`a session was lost: ${errorText(error)}`, error);
     } finally {
       clearTimeout(watchdog);
     }

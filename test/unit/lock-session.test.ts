@@ -174,6 +174,19 @@ describe('LockSession', () => {
     expect(backend.ours).toEqual(['a', 'b']);
   });
 
+  it('queues again when it was interrupted by a look that was lost itself', async () => {
+    const backend = new Backend();
+    const session = start(backend);
+    backend.held.add('a');
+    session.want([A]);
+    await vi.waitUntil(() => backend.waitsFor === 'a');
+    session.lookedAt(Promise.reject(failure('57P01')));
+    backend.fail(failure('57014'));
+    await vi.waitUntil(() => backend.waitsFor === 'a');
+    backend.free('a');
+    expect(await session.obtain([A])).toBe(true);
+  });
+
   it('gives up with the error of a statement that fails, and what it has stays', async () => {
     const backend = new Backend();
     const session = start(backend);
@@ -259,7 +272,7 @@ describe('LockSession', () => {
   it('a cancel that fails, as when the server is gone, brings nobody down', async () => {
     process.on('unhandledRejection', unhandled);
     const backend = new Backend();
-    backend.cancelError = failure('57P01');
+    backend.watchError = failure('57P03');
     const session = start(backend);
     backend.held.add('a');
     session.want([A]);

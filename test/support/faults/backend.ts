@@ -13,7 +13,8 @@ export class Backend {
   /** How many cancels find no statement: they came before it. */
   cancelsLost = 0;
   cancels = 0;
-  cancelError: Error | undefined;
+  /** What a watch session cannot be had for. */
+  watchError: Error | undefined;
   /** Of each client that waits for us: the lock that it waits for. */
   readonly waiting = new Map<number, string>();
   /** As long as it is there, a savepoint is not set. */
@@ -53,12 +54,18 @@ export class Backend {
   } as unknown as ClientBase;
 
   readonly watch = {
-    query: ({ name, values }: { name: string; values: [number, number[]] }) => {
-      if (name === 'mpp-cancel') return this.#cancel();
-      const blocks = values[1].some((pid) => this.ours.includes(this.waiting.get(pid) ?? ''));
-      return Promise.resolve({ rows: [{ blocks }] });
+    connect: async () => {
+      await Promise.resolve();
+      if (this.watchError) throw this.watchError;
+      return { query: this.#look, release: () => undefined };
     },
   } as unknown as Pool;
+
+  readonly #look = ({ name, values }: { name: string; values: [number, number[]] }) => {
+    if (name === 'mpp-cancel') return this.#cancel();
+    const blocks = values[1].some((pid) => this.ours.includes(this.waiting.get(pid) ?? ''));
+    return Promise.resolve({ rows: [{ blocks }] });
+  };
 
   async #lock(name: string): Promise<void> {
     if (this.held.has(name)) {
@@ -70,7 +77,6 @@ export class Backend {
   async #cancel(): Promise<{ rows: unknown[] }> {
     this.cancels += 1;
     await Promise.resolve();
-    if (this.cancelError) throw this.cancelError;
     if (this.cancels > this.cancelsLost) this.fail(failure('57014'));
     return { rows: [] };
   }

@@ -1,10 +1,11 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { LockSession } from '../../../drain/lock-session.js';
 import type { LockUnit } from '../../../drain/lock-unit.js';
 import { obtain } from '../../../drain/lock-team.js';
 import type { Watch } from '../../../drain/watch.js';
+import { queryAgain } from '../../../postgres/again.js';
 import { sqlState } from '../../../postgres/sqlstate.js';
 import { Transaction } from '../../../postgres/transaction.js';
+import { within } from '../../../within.js';
 import type { LaneOrder, OwnLocks } from './lane-order.js';
 import type { TrafficNode } from './node.js';
 import { LaneLocks, type Held } from './lane-locks.js';
@@ -147,7 +148,7 @@ export class Lane {
 
   /** Whether the node is there is found out on a session that is bounded tightly. */
   async #read(): Promise<Targets> {
-    if (!this.#own) await this.node.looks.query('SELECT');
+    if (!this.#own) await queryAgain(this.node.looks, { text: 'SELECT' });
     return readTargets(this.node.sessions, this.#order.groupid);
   }
 
@@ -248,7 +249,7 @@ export class Lane {
     locks.want(units);
     const taken = locks.obtain(units);
     taken.catch(() => undefined);
-    return Promise.race([taken, delay(AT_ONCE_MS, false)]);
+    return within(AT_ONCE_MS, taken, false);
   }
 
   /**

@@ -6,6 +6,7 @@ import { Obstacle } from '../../../drain/obstacle.js';
 import type { Server } from '../../../drain/server.js';
 import type { Watch } from '../../../drain/watch.js';
 import { SessionLostError } from '../../../errors.js';
+import { within } from '../../../within.js';
 import { SharedSet, type User } from './shared-set.js';
 
 /** One hold's part in shared locks. */
@@ -132,7 +133,7 @@ export class SharedLocks {
     taken.catch(() => undefined);
     const obstacle = new Obstacle(this.#options.server);
     while (!signal.aborted && performance.now() < until) {
-      const done = await Promise.race([taken, delay(LOOK_MS, undefined)]);
+      const done = await within(LOOK_MS, taken, undefined);
       if (done !== undefined) return done ? null : undefined;
       const inTheWay = await obstacle.look(locks.longestWaiting);
       if (inTheWay !== undefined) return inTheWay;

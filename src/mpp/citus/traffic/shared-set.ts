@@ -1,10 +1,10 @@
-import { setTimeout as delay } from 'node:timers/promises';
 import type { Pool } from 'pg';
 import { LockSession } from '../../../drain/lock-session.js';
 import { LockTeam } from '../../../drain/lock-team.js';
 import type { Server } from '../../../drain/server.js';
 import type { Watch } from '../../../drain/watch.js';
 import { SERVER_GRACE_MS, Transaction, type Bounds } from '../../../postgres/transaction.js';
+import { within } from '../../../within.js';
 
 /** Sessions that queue for locks side by side on one node. */
 const TEAM = 4;
@@ -120,7 +120,8 @@ export async function release(transaction: Transaction, locks: LockSession): Pro
 
 /** @returns false when it takes longer than a server that answers would. */
 export async function inTime(work: Promise<void>): Promise<boolean> {
-  return Promise.race([work.then(() => true), delay(STOP_MS, false)]);
+  const done = work.then(() => true);
+  return within(STOP_MS, done, false);
 }
 
 /** The locks of an open transaction, looked after until it ends. */

@@ -1,5 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Queryable } from '../../../postgres/queryable.js';
+import type { Pool } from 'pg';
+import { queryAgain } from '../../../postgres/again.js';
 
 /** Citus takes 50 to 230 ms; each look is a read of a few rows. */
 const LOOK_MS = 5;
@@ -7,19 +8,19 @@ const LOOK_MS = 5;
 /**
  * Waits until nodes have the metadata of the last commit.
  *
- * @param db a session on the coordinator
+ * @param looks sessions with the coordinator
  * @param mostMs how long to wait
  * @returns the nodes that have not got it by then
  */
 export async function waitUntilSynced(
-  db: Queryable,
+  looks: Pool,
   nodeids: readonly number[],
   mostMs: number,
   signal: AbortSignal,
 ): Promise<number[]> {
   const until = performance.now() + mostMs;
   for (;;) {
-    const { rows } = await db.query<{ nodeid: number }>({
+    const { rows } = await queryAgain<{ nodeid: number }>(looks, {
       name: 'mpp-unsynced',
       text: UNSYNCED,
       values: [nodeids],

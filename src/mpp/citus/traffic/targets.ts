@@ -1,7 +1,7 @@
+import type { Pool, QueryConfig } from 'pg';
 import type { LockUnit } from '../../../drain/lock-unit.js';
-import type { QueryConfig } from 'pg';
 import { DatabaseStateError } from '../../../errors.js';
-import type { Queryable } from '../../../postgres/queryable.js';
+import { queryAgain } from '../../../postgres/again.js';
 
 /** What of a group can be locked on one node, by that node's own metadata. */
 export interface Targets {
@@ -23,8 +23,8 @@ export interface Targets {
 /** Hundreds of thousands of placements take a second. */
 const READ_MOST_MS = 10_000;
 
-/** @param db any session on the node; takes no lock that outlives the statement. */
-export async function readTargets(db: Queryable, groupid: number): Promise<Targets> {
+/** @param sessions with the node; takes no lock that outlives the statement. */
+export async function readTargets(sessions: Pool, groupid: number): Promise<Targets> {
   // The types of node-postgres know query_timeout for a whole session only.
   const query: QueryConfig & { query_timeout: number } = {
     name: 'mpp-targets',
@@ -32,7 +32,7 @@ export async function readTargets(db: Queryable, groupid: number): Promise<Targe
     values: [groupid],
     query_timeout: READ_MOST_MS,
   };
-  const { rows } = await db.query<Targets>(query);
+  const { rows } = await queryAgain<Targets>(sessions, query);
   if (rows[0] === undefined) throw new Error('a query for what to lock returned no row');
   return rows[0];
 }
