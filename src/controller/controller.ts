@@ -4,12 +4,14 @@ import type { Settings } from '../config.js';
 import { DatabaseStateError, MppError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
+import { checkMigrated } from '../postgres/migrate.js';
 import { errorText } from '../postgres/session.js';
 import { checkTopology } from '../topology/topology.js';
 import { packageVersion } from '../version.js';
 import { ControlSession } from './leader.js';
 import { Lead } from './lead.js';
 import { announce, markGone } from './presence.js';
+import { RivalWatch } from './rival-watch.js';
 import { pause } from './signal.js';
 
 /** A controller: one process's part in the cluster. */
@@ -22,8 +24,11 @@ export interface Controller {
   readonly finished: Promise<void>;
 }
 
-/** How often a standby asks whether it may lead, and an unreachable server is tried again. */
-const RETRY_MS = 250;
+/**
+ * How often a standby asks whether it may lead, and an unreachable server is tried again. Waiting for the
+ * lock instead would be quicker, and would take the lead from one that has lost its control session only.
+ */
+const RETRY_MS = 100;
 
 /** @throws ConfigError when the settings do not fit the MPP database. */
 export function createController(options: { settings: Settings; logger: Logger }): Controller {
@@ -39,7 +44,8 @@ class ControllerProcess implements Controller {
   readonly #abort = new AbortController();
   readonly #mpp;
   #said: string | undefined;
-  #everActive = false;
+  /** True once there is something to wait for: it has worked here, or will after a promotion. */
+  #settled = false;
   #running: Promise<void> | undefined;
   #resolve: () => void = () => undefined;
   #reject: (error: unknown) => void = () => undefined;
@@ -78,15 +84,22 @@ class ControllerProcess implements Controller {
     while (!this.#stopping) {
       try {
         const control = await this.#open();
+        this.#settled = true;
+        const rivals = this.#watchRivals(control);
         try {
-          if (await this.#awaitLead(control, version)) await this.#lead(control, version);
+          await rivals.start();
+          if (await this.#awaitLead(control, rivals, version)) {
+            await this.#lead(control, rivals, version);
+          }
         } finally {
-          await control.close();
+          await Promise.all([rivals.stop(), control.close()]);
         }
       } catch (error) {
         if (this.#isFatal(error)) throw error;
+        if (error instanceof DatabaseStateError) this.#settled = true;
         this.#say(errorText(error));
-        await this.#pause(RETRY_MS);
+        // Nothing but a person, or a promotion, changes what the database has answered.
+        await this.#pause(isLasting(error) ? this.#settings.heartbeatMs : RETRY_MS);
       }
     }
     this.#logger.info('controller stopped');
@@ -97,13 +110,34 @@ class ControllerProcess implements Controller {
     return ControlSession.open(connection, schema, this.#mpp, heartbeatMs);
   }
 
-  /** A standby of this kind is ready at once when the active one goes. */
-  async #awaitLead(control: ControlSession, version: string): Promise<boolean> {
+  #watchRivals({ identity }: ControlSession): RivalWatch {
+    const { connection, schema, node: credentials, heartbeatMs } = this.#settings;
+    return new RivalWatch({
+      ...{ identity, connection, schema, credentials },
+      nodesQuery: this.#mpp.nodesQuery,
+      intervalMs: heartbeatMs,
+      signal: this.#abort.signal,
+    });
+  }
+
+  /**
+   * A standby of this kind is ready at once when the active one goes.
+   *
+   * @throws DatabaseStateError when it could not act: `SCHEMA_…`, `REPLACED`.
+   */
+  async #awaitLead(control: ControlSession, rivals: RivalWatch, version: string): Promise<boolean> {
+    const { schema, heartbeatMs } = this.#settings;
     let present = 0;
     while (!this.#stopping && !control.ended.aborted) {
-      if (await control.tryLead()) return true;
+      rivals.found.throwIfAborted();
+      if (await control.tryLead()) {
+        // The active one may have gone because of a migration.
+        await checkMigrated(control.client, schema);
+        return true;
+      }
       this.#say('another controller is active; this one stands by');
-      if (performance.now() - present >= this.#settings.heartbeatMs || present === 0) {
+      if (performance.now() - present >= heartbeatMs || present === 0) {
+        await checkMigrated(control.client, schema);
         await announce(control, {
           ...{ id: this.#id, version, strategy: control.handler.strategy },
           maxHolds: this.#settings.maxHolds,
@@ -117,8 +151,7 @@ class ControllerProcess implements Controller {
   }
 
   /** One term as the active controller, from the leader lock to its loss or the stop. */
-  async #lead(control: ControlSession, version: string): Promise<void> {
-    this.#everActive = true;
+  async #lead(control: ControlSession, rivals: RivalWatch, version: string): Promise<void> {
     const { strategy, version: mppVersion } = control.handler;
     const lead = new Lead(
       {
@@ -128,6 +161,7 @@ class ControllerProcess implements Controller {
         controller: this.#id,
         version,
         signal: this.#abort.signal,
+        replaced: rivals.found,
         open: () => this.#open(),
         onActive: () => this.#say(`active, with strategy ${strategy} on Citus ${mppVersion}`),
       },
@@ -139,7 +173,7 @@ class ControllerProcess implements Controller {
 
   /** What a person must put right before this can work at all; once it has worked, we wait instead. */
   #isFatal(error: unknown): boolean {
-    if (this.#everActive) return false;
+    if (this.#settled) return false;
     if (error instanceof DatabaseStateError) return error.code !== 'IN_RECOVERY';
     return error instanceof MppError && !error.retryable;
   }
@@ -154,4 +188,9 @@ class ControllerProcess implements Controller {
   async #pause(ms: number): Promise<void> {
     await pause(ms, this.#abort.signal);
   }
+}
+
+/** A standby is asked often: its promotion is what we wait for. */
+function isLasting(error: unknown): boolean {
+  return error instanceof DatabaseStateError && error.code !== 'IN_RECOVERY';
 }

@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
 import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
-import { checkMigrated } from '../postgres/migrate.js';
+import { checkMigrated, refuseNewer } from '../postgres/migrate.js';
 import { LEADER_LOCK } from '../postgres/locks.js';
 import { SET_SEARCH_PATH } from '../postgres/pool.js';
 import { openSession, type Connection } from '../postgres/session.js';
@@ -45,6 +45,8 @@ export class ControlSession {
       await client.query(SET_IDLE_TIMEOUT, [
         `${Math.max(heartbeatMs * MISSED_HEARTBEATS, 1_000)}ms`,
       ]);
+      // On a standby as well: else nobody would know before the controller is needed.
+      await refuseNewer(client, schema);
       const identity = await readIdentity(client);
       await checkMigrated(client, schema);
       return new ControlSession(client, await mpp.inspect(client), identity);

@@ -94,6 +94,26 @@ export async function applyMigrations(
  *   the role is not a member of mpp_controller.
  */
 export async function checkMigrated(client: pg.ClientBase, schema: string): Promise<void> {
+  const { applied, known } = await refuseNewer(client, schema);
+  if (applied < known) {
+    throw new DatabaseStateError(
+      applied < 1 ? 'SCHEMA_MISSING' : 'SCHEMA_OLDER',
+      `schema ${schema} is at migration ${Math.max(applied, 0)} and this version needs ${known}; ` +
+        'run mpp-controller migrate',
+      { retryable: true },
+    );
+  }
+}
+
+/**
+ * The half of `checkMigrated` that means something on a standby, too.
+ *
+ * @throws DatabaseStateError `SCHEMA_NEWER`, or `NO_PRIVILEGE` as above.
+ */
+export async function refuseNewer(
+  client: pg.ClientBase,
+  schema: string,
+): Promise<{ applied: number; known: number }> {
   const applied = await appliedMigration(client, schema).catch((error: unknown) => {
     if (sqlState(error) !== '42501') throw error;
     throw new DatabaseStateError(
@@ -104,14 +124,7 @@ export async function checkMigrated(client: pg.ClientBase, schema: string): Prom
   });
   const known = await knownMigration();
   if (applied > known) throw newerSchema(schema, applied, known);
-  if (applied < known) {
-    throw new DatabaseStateError(
-      applied < 1 ? 'SCHEMA_MISSING' : 'SCHEMA_OLDER',
-      `schema ${schema} is at migration ${Math.max(applied, 0)} and this version needs ${known}; ` +
-        'run mpp-controller migrate',
-      { retryable: true },
-    );
-  }
+  return { applied, known };
 }
 
 /** Asks first: IF NOT EXISTS wants the right to create even where there is nothing to create. */

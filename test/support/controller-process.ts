@@ -1,7 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
-import type { Server } from './servers/index.js';
 import type { Reaper } from './servers/reaper.js';
 import { builtCli, type Program } from './cli.js';
 import { waitFor } from './servers/wait.js';
@@ -10,7 +9,7 @@ import { waitFor } from './servers/wait.js';
 export type LogLine = Readonly<Record<string, unknown>> & { readonly msg: string };
 
 export interface ControllerProcessOptions {
-  readonly coordinator: Server;
+  readonly coordinator: { readonly host: string; readonly port: number };
   readonly reaper: Reaper;
   /** MPP_* settings, over those that make tests quick. */
   readonly env?: Readonly<Record<string, string>>;

@@ -90,9 +90,13 @@ export class Harness {
     return controller;
   }
 
-  spawnController(env: Readonly<Record<string, string>> = {}): ControllerProcess {
+  /** @param coordinator whose address it gets in DATABASE_URL; a proxy's, for one. */
+  spawnController(
+    env: Readonly<Record<string, string>> = {},
+    coordinator: { readonly host: string; readonly port: number } = this.cluster.coordinator,
+  ): ControllerProcess {
     const controller = ControllerProcess.start({
-      coordinator: this.cluster.coordinator,
+      coordinator,
       reaper: this.cluster.testBed.reaper,
       env: { ...this.#env, ...env },
     });
