@@ -4,7 +4,7 @@ import type { Settings } from '../config.js';
 import { DatabaseStateError, MppError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
-import { checkMigrated } from '../postgres/migrate.js';
+import { knownMigration } from '../postgres/migrate.js';
 import { errorText } from '../postgres/session.js';
 import { checkTopology } from '../topology/topology.js';
 import { packageVersion } from '../version.js';
@@ -24,11 +24,13 @@ export interface Controller {
   readonly finished: Promise<void>;
 }
 
+/** How often a server is tried again that cannot be reached, or is a standby. */
+const RETRY_MS = 250;
 /**
- * How often a standby asks whether it may lead, and an unreachable server is tried again. Waiting for the
- * lock instead would be quicker, and would take the lead from one that has lost its control session only.
+ * How often a standby asks whether it may lead. Waiting for the lock instead would be quicker, and would
+ * take the lead from one that has lost its control session only, and its holds with it.
  */
-const RETRY_MS = 100;
+const LEAD_MS = 100;
 
 /** @throws ConfigError when the settings do not fit the MPP database. */
 export function createController(options: { settings: Settings; logger: Logger }): Controller {
@@ -43,6 +45,8 @@ class ControllerProcess implements Controller {
   readonly #id = `${hostname()}:${process.pid}:${randomBytes(3).toString('hex')}`;
   readonly #abort = new AbortController();
   readonly #mpp;
+  /** The newest migration of the code; read once, as an upgrade replaces the files. */
+  #known = 0;
   #said: string | undefined;
   /** True once there is something to wait for: it has worked here, or will after a promotion. */
   #settled = false;
@@ -80,6 +84,7 @@ class ControllerProcess implements Controller {
 
   async #run(): Promise<void> {
     const version = packageVersion();
+    this.#known = await knownMigration();
     this.#logger.info({ controller: this.#id, version }, 'controller started');
     while (!this.#stopping) {
       try {
@@ -97,9 +102,9 @@ class ControllerProcess implements Controller {
       } catch (error) {
         if (this.#isFatal(error)) throw error;
         if (error instanceof DatabaseStateError) this.#settled = true;
-        this.#say(errorText(error));
-        // Nothing but a person, or a promotion, changes what the database has answered.
-        await this.#pause(isLasting(error) ? this.#settings.heartbeatMs : RETRY_MS);
+        const lasting = isLasting(error);
+        this.#say(lasting ? `stands down: ${errorText(error)}` : errorText(error));
+        await this.#pause(lasting ? this.#settings.heartbeatMs : RETRY_MS);
       }
     }
     this.#logger.info('controller stopped');
@@ -107,7 +112,8 @@ class ControllerProcess implements Controller {
 
   async #open(): Promise<ControlSession> {
     const { connection, schema, heartbeatMs } = this.#settings;
-    return ControlSession.open(connection, schema, this.#mpp, heartbeatMs);
+    const contract = { schema, known: this.#known };
+    return ControlSession.open(connection, contract, this.#mpp, heartbeatMs);
   }
 
   #watchRivals({ identity }: ControlSession): RivalWatch {
@@ -126,25 +132,25 @@ class ControllerProcess implements Controller {
    * @throws DatabaseStateError when it could not act: `SCHEMA_…`, `REPLACED`.
    */
   async #awaitLead(control: ControlSession, rivals: RivalWatch, version: string): Promise<boolean> {
-    const { schema, heartbeatMs } = this.#settings;
+    const { heartbeatMs } = this.#settings;
     let present = 0;
     while (!this.#stopping && !control.ended.aborted) {
       rivals.found.throwIfAborted();
       if (await control.tryLead()) {
         // The active one may have gone because of a migration.
-        await checkMigrated(control.client, schema);
+        await control.checkMigrated();
         return true;
       }
       this.#say('another controller is active; this one stands by');
       if (performance.now() - present >= heartbeatMs || present === 0) {
-        await checkMigrated(control.client, schema);
+        await control.checkMigrated();
         await announce(control, {
           ...{ id: this.#id, version, strategy: control.handler.strategy },
           maxHolds: this.#settings.maxHolds,
         });
         present = performance.now();
       }
-      await this.#pause(RETRY_MS);
+      await this.#pause(LEAD_MS);
     }
     await markGone(control.client, this.#id).catch(() => undefined);
     return false;
@@ -190,7 +196,7 @@ class ControllerProcess implements Controller {
   }
 }
 
-/** A standby is asked often: its promotion is what we wait for. */
+/** What a person must change, and not for our sake alone. The promotion of a standby is asked for often. */
 function isLasting(error: unknown): boolean {
   return error instanceof DatabaseStateError && error.code !== 'IN_RECOVERY';
 }

@@ -5,7 +5,6 @@ import type { AbstractMPP } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
 import { sameServer, type ServerIdentity } from '../postgres/identity.js';
 import { Listener } from '../postgres/listener.js';
-import { checkMigrated } from '../postgres/migrate.js';
 import { createPool } from '../postgres/pool.js';
 import { Topology } from '../topology/topology.js';
 import type { ControlSession } from './leader.js';
@@ -209,7 +208,7 @@ export class Lead {
 
   /** @throws DatabaseStateError when a newer version has migrated: what we write is of an older one. */
   async #beat(control: ControlSession, term: Term): Promise<void> {
-    await checkMigrated(control.client, this.#options.settings.schema);
+    await control.checkMigrated();
     await this.#markPresent(control, term.strategy);
   }
 

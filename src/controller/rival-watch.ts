@@ -52,8 +52,7 @@ export class RivalWatch {
     const error = new DatabaseStateError(
       'REPLACED',
       `another server has become the coordinator: ${rival.node} takes writes on timeline ` +
-        `${rival.timeline}, and this one is on ${timeline}; the controller does nothing here until ` +
-        'this server is its standby, or that one is stopped',
+        `${rival.timeline}, and this one is on ${timeline}; make this one its standby, or stop that one`,
       { retryable: true },
     );
     this.#found.abort(error);

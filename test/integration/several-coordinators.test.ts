@@ -106,7 +106,7 @@ describe('the coordinator fails over', () => {
   ])('the old one comes back as it was: %s beside it does nothing', async (_, env) => {
     const { primary: old, standby: next } = h.cluster.group(0);
     const worker = h.cluster.group(1).primary;
-    const second = beside(next, env);
+    const second = beside(next);
     // Without a controller these stay open, in both copies.
     await h.report({ ...report('before_demote', 1), timeout: '1min' });
     await h.report(report('after_promote', 2, MOVED));
@@ -126,7 +126,10 @@ describe('the coordinator fails over', () => {
          VALUES ('after_promote', 1, 'wrong.example', 5432)`,
       );
       const first = beside(old, env);
-      await says(first, /another server has become the coordinator: .* on timeline 2.* on 1;/);
+      await says(
+        first,
+        /another server has become the coordinator: .* on timeline 2, and this one is on 1;/,
+      );
       // It looks again time and again, and goes on saying nothing new.
       await waitFor('it to look again', async () => {
         const { rows } = await session.query<{ count: number }>(
@@ -135,7 +138,7 @@ describe('the coordinator fails over', () => {
         return (rows[0]?.count ?? 0) > 20;
       });
       expect(first.exitCode).toBeNull();
-      expect(first.log.filter(({ msg }) => msg.startsWith('another server'))).toHaveLength(1);
+      expect(first.log.filter(({ msg }) => msg.includes('another server'))).toHaveLength(1);
       expect(first.log.some(({ msg }) => msg.startsWith('active,'))).toBe(false);
       expect(await h.nodes(undefined, session)).toEqual(before);
       const { rows } = await session.query('SELECT FROM mpp_tasks WHERE claimed_by IS NOT NULL');

@@ -76,13 +76,14 @@ export class ControllerProcess {
 
   /** Waits for a line of the log. */
   async logged(what: string, test: (line: LogLine) => boolean): Promise<LogLine> {
-    return waitFor(`the controller to log ${what}`, () => {
+    const look = (): Promise<LogLine | undefined> => {
       const line = this.#log.find(test);
       if (line === undefined && this.exitCode !== null) {
         throw new Error(`it ended with exit code ${this.exitCode}: ${this.#stderr}`);
       }
       return Promise.resolve(line);
-    });
+    };
+    return waitFor(`the controller to log ${what}`, look, { timeoutMs: 20_000 });
   }
 
   async active(): Promise<void> {
