@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import type { Settings } from '../config.js';
+import { DatabaseStateError } from '../errors.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
 import { sameServer, type ServerIdentity } from '../postgres/identity.js';
@@ -21,6 +22,8 @@ export interface LeadOptions {
   readonly version: string;
   /** Ends the lead: the controller is to stop. */
   readonly signal: AbortSignal;
+  /** Ends it when another server has taken the place of this one; its reason says which. */
+  readonly replaced: AbortSignal;
   /** Opens another control session. */
   readonly open: () => Promise<ControlSession>;
   /** Called once everybody can see that it leads. */
@@ -62,7 +65,10 @@ export class Lead {
     this.#sessions = createPool(connection, { ...common, purpose: 'group', max: 10_000 });
   }
 
-  /** @param first the control session that has the leader lock; it is closed in the end. */
+  /**
+   * @param first the control session that has the leader lock; it is closed in the end.
+   * @throws DatabaseStateError when it must not go on: `SCHEMA_…`, or the reason of `replaced`.
+   */
   async run(first: ControlSession): Promise<void> {
     const { settings, mpp, controller, logger, signal } = this.#options;
     const { connection, schema } = settings;
@@ -129,8 +135,8 @@ export class Lead {
 
   /** Heartbeats until the stop, or until the lead is lost for good. */
   async #serve(first: ControlSession, term: Term): Promise<void> {
-    const { settings, signal } = this.#options;
-    const ended = [signal, this.#otherServer.signal];
+    const { settings, signal, replaced } = this.#options;
+    const ended = [signal, replaced, this.#otherServer.signal];
     let control = first;
     // Made once a session: a signal or a promise that is raced at each heartbeat collects listeners.
     let over = AbortSignal.any([...ended, control.ended]);
@@ -138,6 +144,7 @@ export class Lead {
       while (!this.#stopping) {
         await pause(settings.heartbeatMs, over);
         if (signal.aborted) return;
+        replaced.throwIfAborted();
         if (this.#otherServer.signal.aborted) {
           this.#logger.warn(
             'the address leads to another server; its controller is to act, or we anew',
@@ -145,8 +152,10 @@ export class Lead {
           return;
         }
         try {
-          await this.#markPresent(control, term.strategy);
+          await this.#beat(control, term);
         } catch (error) {
+          // What it says of the database is true of any session.
+          if (error instanceof DatabaseStateError) throw error;
           this.#logger.warn({ err: error }, 'the control session was lost');
           term.suspend();
           await control.close();
@@ -154,7 +163,7 @@ export class Lead {
           if (regained === undefined) return;
           control = regained;
           over = AbortSignal.any([...ended, control.ended]);
-          await this.#markPresent(control, term.strategy);
+          await this.#beat(control, term);
           term.resume();
         }
         await forgetGone(control.client).catch((error: unknown) => this.#warnOfOldRows(error));
@@ -209,6 +218,12 @@ export class Lead {
     } finally {
       if (!leads) await control.close();
     }
+  }
+
+  /** @throws DatabaseStateError when a newer version has migrated: what we write is of an older one. */
+  async #beat(control: ControlSession, term: Term): Promise<void> {
+    await control.checkMigrated();
+    await this.#markPresent(control, term.strategy);
   }
 
   async #markPresent(control: ControlSession, strategy: string): Promise<void> {

@@ -1,10 +1,17 @@
 import type pg from 'pg';
 import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
 import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
-import { checkMigrated } from '../postgres/migrate.js';
+import { checkMigrated, refuseNewer } from '../postgres/migrate.js';
 import { LEADER_LOCK } from '../postgres/locks.js';
 import { SET_SEARCH_PATH } from '../postgres/pool.js';
 import { openSession, type Connection } from '../postgres/session.js';
+
+/** The SQL contract that a process works by. */
+export interface Contract {
+  readonly schema: string;
+  /** The newest migration that it knows. */
+  readonly known: number;
+}
 
 /**
  * The control session: whoever has the leader lock on it is the active controller. The lock belongs
@@ -15,12 +22,19 @@ export class ControlSession {
   readonly handler: AbstractMPPHandler;
   /** Of the server that it is with. */
   readonly identity: ServerIdentity;
+  readonly #contract: Contract;
   readonly #ended = new AbortController();
 
-  private constructor(client: pg.Client, handler: AbstractMPPHandler, identity: ServerIdentity) {
+  private constructor(
+    client: pg.Client,
+    handler: AbstractMPPHandler,
+    identity: ServerIdentity,
+    contract: Contract,
+  ) {
     this.client = client;
     this.handler = handler;
     this.identity = identity;
+    this.#contract = contract;
     const end = (): void => this.#ended.abort();
     client.on('error', end);
     client.on('end', end);
@@ -32,7 +46,7 @@ export class ControlSession {
    */
   static async open(
     connection: Connection,
-    schema: string,
+    contract: Contract,
     mpp: AbstractMPP,
     heartbeatMs: number,
   ): Promise<ControlSession> {
@@ -41,13 +55,15 @@ export class ControlSession {
       'control',
     );
     try {
-      await client.query(SET_SEARCH_PATH, [schema]);
+      await client.query(SET_SEARCH_PATH, [contract.schema]);
       await client.query(SET_IDLE_TIMEOUT, [
         `${Math.max(heartbeatMs * MISSED_HEARTBEATS, 1_000)}ms`,
       ]);
+      // On a standby as well: else nobody would know before the controller is needed.
+      await refuseNewer(client, contract.schema, contract.known);
       const identity = await readIdentity(client);
-      await checkMigrated(client, schema);
-      return new ControlSession(client, await mpp.inspect(client), identity);
+      await checkMigrated(client, contract.schema, contract.known);
+      return new ControlSession(client, await mpp.inspect(client), identity, contract);
     } catch (error) {
       await client.end().catch(() => undefined);
       throw error;
@@ -57,6 +73,15 @@ export class ControlSession {
   /** Aborted when the session has ended, whoever ended it. */
   get ended(): AbortSignal {
     return this.#ended.signal;
+  }
+
+  /**
+   * A migration may come at any time, and what an older version would write then is wrong.
+   *
+   * @throws DatabaseStateError `SCHEMA_…` when the SQL contract is no longer this version's.
+   */
+  async checkMigrated(): Promise<void> {
+    await checkMigrated(this.client, this.#contract.schema, this.#contract.known);
   }
 
   /** @returns true when this session is now, or was already, that of the active controller. */

@@ -8,20 +8,29 @@ export interface ServerIdentity {
   readonly timeline: number;
 }
 
-/** @throws DatabaseStateError `IN_RECOVERY` on a standby. */
-export async function readIdentity(client: ClientBase): Promise<ServerIdentity> {
+/** The same of any server; without a timeline while it is in recovery. */
+export interface Standing {
+  readonly systemIdentifier: string | null;
+  readonly timeline: number | null;
+}
+
+export async function readStanding(client: ClientBase): Promise<Standing> {
   const { rows } = await client.query<{ timeline: number | null; may: boolean }>(READ_TIMELINE);
   const { timeline = null, may = false } = rows[0] ?? {};
-  if (timeline === null) {
-    throw new DatabaseStateError(
-      'IN_RECOVERY',
-      'the server is a standby; the controller does nothing until it is promoted',
-      { retryable: true },
-    );
-  }
-  if (!may) return { systemIdentifier: null, timeline };
+  if (timeline === null || !may) return { systemIdentifier: null, timeline };
   const system = await client.query<{ identifier: string }>(READ_SYSTEM);
   return { systemIdentifier: system.rows[0]?.identifier ?? null, timeline };
+}
+
+/** @throws DatabaseStateError `IN_RECOVERY` on a standby. */
+export async function readIdentity(client: ClientBase): Promise<ServerIdentity> {
+  const { systemIdentifier, timeline } = await readStanding(client);
+  if (timeline !== null) return { systemIdentifier, timeline };
+  throw new DatabaseStateError(
+    'IN_RECOVERY',
+    'the server is a standby; the controller does nothing until it is promoted',
+    { retryable: true },
+  );
 }
 
 export function sameServer(one: ServerIdentity, other: ServerIdentity): boolean {

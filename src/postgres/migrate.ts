@@ -90,10 +90,38 @@ export async function applyMigrations(
 /**
  * Checks that the SQL contract in `schema` is the one of this version of the code.
  *
+ * @param known see `knownMigration`; for a process that runs on while its files may be replaced.
  * @throws DatabaseStateError `SCHEMA_MISSING`, `SCHEMA_OLDER` or `SCHEMA_NEWER`; `NO_PRIVILEGE` when
  *   the role is not a member of mpp_controller.
  */
-export async function checkMigrated(client: pg.ClientBase, schema: string): Promise<void> {
+export async function checkMigrated(
+  client: pg.ClientBase,
+  schema: string,
+  known?: number,
+): Promise<void> {
+  const migration = known ?? (await knownMigration());
+  const applied = await refuseNewer(client, schema, migration);
+  if (applied < migration) {
+    throw new DatabaseStateError(
+      applied < 1 ? 'SCHEMA_MISSING' : 'SCHEMA_OLDER',
+      `schema ${schema} is at migration ${Math.max(applied, 0)} and this version needs ${known}; ` +
+        'run mpp-controller migrate',
+      { retryable: true },
+    );
+  }
+}
+
+/**
+ * The half of `checkMigrated` that means something on a standby, too.
+ *
+ * @returns the newest migration that was applied.
+ * @throws DatabaseStateError `SCHEMA_NEWER`, or `NO_PRIVILEGE` as above.
+ */
+export async function refuseNewer(
+  client: pg.ClientBase,
+  schema: string,
+  known: number,
+): Promise<number> {
   const applied = await appliedMigration(client, schema).catch((error: unknown) => {
     if (sqlState(error) !== '42501') throw error;
     throw new DatabaseStateError(
@@ -102,16 +130,8 @@ export async function checkMigrated(client: pg.ClientBase, schema: string): Prom
       { retryable: true },
     );
   });
-  const known = await knownMigration();
   if (applied > known) throw newerSchema(schema, applied, known);
-  if (applied < known) {
-    throw new DatabaseStateError(
-      applied < 1 ? 'SCHEMA_MISSING' : 'SCHEMA_OLDER',
-      `schema ${schema} is at migration ${Math.max(applied, 0)} and this version needs ${known}; ` +
-        'run mpp-controller migrate',
-      { retryable: true },
-    );
-  }
+  return applied;
 }
 
 /** Asks first: IF NOT EXISTS wants the right to create even where there is nothing to create. */
@@ -157,7 +177,8 @@ async function appliedMigration(client: pg.ClientBase, schema: string): Promise<
   return rows[0]?.id ?? -1;
 }
 
-async function knownMigration(): Promise<number> {
+/** The newest migration among our files, which is that of the code only until they are replaced. */
+export async function knownMigration(): Promise<number> {
   const files = await readdir(FOLDER);
   return Math.max(...files.filter((name) => name.endsWith('.sql')).map((name) => parseInt(name)));
 }

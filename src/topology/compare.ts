@@ -66,6 +66,8 @@ export const MOST_GROUPS = 250;
  * From the cheap to the dear: `differing` is one hash join of all members with all rows of the catalog,
  * and as a rule gives no group; everything after it looks at those groups alone.
  *
+ * - `successor`: a coordinator that was promoted after this server. What ours says is not true any more
+ *   then, and nothing is done; that the lead ends is for RivalWatch, which asks that server itself.
  * - `differing`: a fresh member whose row is not as it says, or a task of ours that may be out of date.
  * - `asked`: some of them, because what follows grows with the square of their number; those without
  *   a task of ours first, and by lot, so that groups for which nothing can be done keep nobody out.
@@ -89,11 +91,17 @@ export function compareStatement(nodesQuery: string): string {
   return `
   WITH node AS MATERIALIZED (
     ${nodesQuery}
+  ), successor AS MATERIALIZED (
+    SELECT m.nodename, m.nodeport, m.timeline
+    FROM mpp_members AS m
+    WHERE m.groupid = 0 AND m.source = ANY ($3::text[]) AND m.role = 'primary' AND mpp_is_up(m.state)
+      AND m.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond'
+      AND m.timeline > ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer LIMIT 1
   ), differing AS (
     SELECT m.groupid, false AS tasked
     FROM mpp_members AS m
     LEFT JOIN node AS n ON n.nodename = m.nodename AND n.nodeport = m.nodeport
-    WHERE m.source = ANY ($3::text[])
+    WHERE NOT EXISTS (SELECT FROM successor) AND m.source = ANY ($3::text[])
       AND m.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond'
       AND CASE
         WHEN m.state IN ('running', 'streaming') AND m.role = 'primary'
@@ -107,7 +115,7 @@ export function compareStatement(nodesQuery: string): string {
     UNION ALL
     SELECT t.groupid, true
     FROM mpp_tasks AS t
-    WHERE t.finished_at IS NULL AND t.event = 'after_promote' AND t.source <> 'client'
+    WHERE NOT EXISTS (SELECT FROM successor) AND t.finished_at IS NULL AND t.event = 'after_promote' AND t.source <> 'client'
   ), asked AS MATERIALIZED (
     SELECT d.groupid
     FROM differing AS d
@@ -285,5 +293,8 @@ export function compareStatement(nodesQuery: string): string {
          format('%s:%s is reported as its primary, and is another group''s or cluster''s node %s in the catalog',
                 w.nodename, w.nodeport, w.stranger)
   FROM wish AS w
-  WHERE w.stranger IS NOT NULL`;
+  WHERE w.stranger IS NOT NULL
+  UNION ALL
+  SELECT 0, NULL, NULL, NULL, format('nothing is done: %s:%s is the coordinator now, on timeline %s', s.nodename, s.nodeport, s.timeline)
+  FROM successor AS s`;
 }

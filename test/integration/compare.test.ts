@@ -56,6 +56,19 @@ describe('the comparison of members with pg_dist_node', () => {
     expect(problems).toEqual([]);
   });
 
+  it('does nothing on a coordinator that was replaced, for any group', async () => {
+    await members.catalog([...PAIR, { node: 'x', groupid: 0 }]);
+    await members.members([
+      { node: 'b', role: P },
+      { node: 'y', role: P, groupid: 0, timeline: 2 },
+    ]);
+    const problem = expect.stringMatching(/y:5432 is the coordinator now, on timeline 2/) as string;
+    expect(await members.compare()).toEqual({ tasks: [], problems: [{ groupid: 0, problem }] });
+    await db.query("DELETE FROM mpp_members WHERE nodename = 'y'");
+    await members.members([{ node: 'y', role: P, groupid: 0, timeline: 1 }]);
+    expect((await members.wishes()).sort()).toEqual(['0: y [as they are]', '1: b [as they are]']);
+  });
+
   describe('what goes before', () => {
     beforeEach(async () => {
       await members.catalog([...PAIR, { node: 'x', groupid: 2 }]);

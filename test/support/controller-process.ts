@@ -1,7 +1,6 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
-import type { Server } from './servers/index.js';
 import type { Reaper } from './servers/reaper.js';
 import { builtCli, type Program } from './cli.js';
 import { waitFor } from './servers/wait.js';
@@ -10,7 +9,7 @@ import { waitFor } from './servers/wait.js';
 export type LogLine = Readonly<Record<string, unknown>> & { readonly msg: string };
 
 export interface ControllerProcessOptions {
-  readonly coordinator: Server;
+  readonly coordinator: { readonly host: string; readonly port: number };
   readonly reaper: Reaper;
   /** MPP_* settings, over those that make tests quick. */
   readonly env?: Readonly<Record<string, string>>;
@@ -77,13 +76,14 @@ export class ControllerProcess {
 
   /** Waits for a line of the log. */
   async logged(what: string, test: (line: LogLine) => boolean): Promise<LogLine> {
-    return waitFor(`the controller to log ${what}`, () => {
+    const look = (): Promise<LogLine | undefined> => {
       const line = this.#log.find(test);
       if (line === undefined && this.exitCode !== null) {
         throw new Error(`it ended with exit code ${this.exitCode}: ${this.#stderr}`);
       }
       return Promise.resolve(line);
-    });
+    };
+    return waitFor(`the controller to log ${what}`, look, { timeoutMs: 20_000 });
   }
 
   async active(): Promise<void> {

@@ -1,5 +1,6 @@
 import type { Client } from 'pg';
 import { applyMigrations } from '../../src/postgres/migrate.js';
+import { builtCli, type Program } from './cli.js';
 import { ControllerProcess } from './controller-process.js';
 import { startCluster, waitFor, type Cluster, type ClusterOptions } from './servers/index.js';
 import {
@@ -112,9 +113,18 @@ export class Harness {
     return controller;
   }
 
-  spawnController(env: Readonly<Record<string, string>> = {}): ControllerProcess {
+  /**
+   * @param coordinator whose address it gets in DATABASE_URL; a proxy's, for one.
+   * @param program another installation than this checkout.
+   */
+  spawnController(
+    env: Readonly<Record<string, string>> = {},
+    coordinator: { readonly host: string; readonly port: number } = this.cluster.coordinator,
+    program: Program = builtCli(),
+  ): ControllerProcess {
     const controller = ControllerProcess.start({
-      coordinator: this.cluster.coordinator,
+      coordinator,
+      program,
       reaper: this.cluster.testBed.reaper,
       env: { ...this.#env, ...env },
     });

@@ -10,6 +10,11 @@ interface Link {
   deaf: boolean;
 }
 
+interface Target {
+  readonly host: string;
+  readonly port: number;
+}
+
 /**
  * A TCP proxy in front of a server, to make connections half-open: nobody closes them, and what is
  * sent never arrives.
@@ -17,20 +22,21 @@ interface Link {
 export class FaultProxy {
   readonly #server: Server;
   readonly #links = new Set<Link>();
+  #target: Target;
   #deafToNew = false;
 
-  private constructor(server: Server) {
+  private constructor(server: Server, target: Target) {
     this.#server = server;
+    this.#target = target;
   }
 
   /** Listens on a free port of the loopback address. */
-  static async start(target: {
-    readonly host: string;
-    readonly port: number;
-  }): Promise<FaultProxy> {
+  static async start(target: Target): Promise<FaultProxy> {
     const server = createServer();
-    const proxy = new FaultProxy(server);
-    server.on('connection', (near) => proxy.#join(near, connect(target.port, target.host)));
+    const proxy = new FaultProxy(server, target);
+    server.on('connection', (near) => {
+      proxy.#join(near, connect(proxy.#target.port, proxy.#target.host));
+    });
     server.listen(0, '127.0.0.1');
     await once(server, 'listening');
     return proxy;
@@ -38,6 +44,11 @@ export class FaultProxy {
 
   get port(): number {
     return (this.#server.address() as AddressInfo).port;
+  }
+
+  /** An address that moves: new connections lead to another server, open ones stay with the old. */
+  leadTo(target: Target): void {
+    this.#target = target;
   }
 
   /** From now on loses what is sent on every connection, new ones included. */

@@ -1,0 +1,60 @@
+import { DatabaseStateError } from '../errors.js';
+import { Loop } from '../topology/loop.js';
+import { findRival, type RivalSearch } from '../topology/rival.js';
+
+export interface RivalWatchOptions extends RivalSearch {
+  readonly intervalMs: number;
+  /** Ends it like `stop`. */
+  readonly signal: AbortSignal;
+}
+
+/**
+ * Looks time and again whether another server has taken the place of the one that we work on: a
+ * coordinator that was cut off, or crashed and came back as it was, does not know that it was replaced,
+ * and what its controller did would reach the workers.
+ *
+ * It runs beside a standby, too, so that one that takes over need not look first.
+ */
+export class RivalWatch {
+  readonly #options: RivalWatchOptions;
+  readonly #loop: Loop;
+  readonly #found = new AbortController();
+  #first: Promise<void> | undefined;
+
+  constructor(options: RivalWatchOptions) {
+    this.#options = options;
+    this.#loop = new Loop({
+      intervalMs: options.intervalMs,
+      signal: options.signal,
+      work: () => this.#look(),
+    });
+  }
+
+  /** Resolves when it has looked once. */
+  async start(): Promise<void> {
+    this.#first ??= this.#look().then(() => this.#loop.start());
+    await this.#first;
+  }
+
+  async stop(): Promise<void> {
+    await this.#loop.stop();
+  }
+
+  /** Aborted when there is a rival; its reason is a DatabaseStateError `REPLACED` that names it. */
+  get found(): AbortSignal {
+    return this.#found.signal;
+  }
+
+  async #look(): Promise<void> {
+    const rival = await findRival(this.#options);
+    if (rival === undefined) return;
+    const { timeline } = this.#options.identity;
+    const error = new DatabaseStateError(
+      'REPLACED',
+      `another server has become the coordinator: ${rival.node} takes writes on timeline ` +
+        `${rival.timeline}, and this one is on ${timeline}; make this one its standby, or stop that one`,
+      { retryable: true },
+    );
+    this.#found.abort(error);
+  }
+}

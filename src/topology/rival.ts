@@ -1,0 +1,152 @@
+import type pg from 'pg';
+import { readStanding, type ServerIdentity } from '../postgres/identity.js';
+import { nodeConnection, type NodeCredentials } from '../postgres/node-connection.js';
+import { openSession, type Connection } from '../postgres/session.js';
+import { formatAddress, type Address } from '../tasks/task.js';
+
+/** A server of our own cluster that takes writes, on a later timeline: it was promoted after ours. */
+export interface Rival {
+  /** `host:port` where it answers. */
+  readonly node: string;
+  readonly timeline: number;
+}
+
+export interface RivalSearch {
+  /** SELECT of the catalog's rows, see AbstractMPP.nodesQuery: a constant, never input. */
+  readonly nodesQuery: string;
+  /** Our schema. */
+  readonly schema: string;
+  /** Ours; its address may have come to lead to another server. */
+  readonly connection: Connection;
+  /** As whom the other nodes are asked. */
+  readonly credentials: NodeCredentials;
+  /** Of the server that we work on. */
+  readonly identity: ServerIdentity;
+}
+
+/** How long one server may take. An old coordinator that acts for want of an answer does harm. */
+const ASK_MS = 2_000;
+
+/**
+ * Looks for a server that has taken our coordinator's place, and proves it: it is not in recovery, has
+ * our system identifier, and a later timeline. Who does not answer in time proves nothing; neither does
+ * a server that does not tell its system identifier. Asked are
+ *
+ * - the address of our own connection, which may be that of a proxy;
+ * - the members of group 0, in our catalog and in mpp_members;
+ * - those that other nodes have for group 0. The new coordinator has told them, and whoever can be
+ *   harmed by an old one can be asked by it.
+ */
+export async function findRival(search: RivalSearch): Promise<Rival | undefined> {
+  const { connection, credentials, identity } = search;
+  if (identity.systemIdentifier === null) return undefined;
+  const asked = new Set<string>();
+  const ask = async (addresses: readonly Address[]): Promise<Rival | undefined> => {
+    const fresh = addresses.filter(({ host, port }) => !asked.has(`${host} ${port}`));
+    for (const { host, port } of fresh) asked.add(`${host} ${port}`);
+    const answers = await Promise.all(
+      fresh.map((address) =>
+        visit(nodeConnection(credentials, address), (session) =>
+          judge(session, formatAddress(address), identity),
+        ),
+      ),
+    );
+    return answers.find((rival) => rival !== undefined);
+  };
+
+  const here = await visit(connection, async (session) => {
+    const rival = await judge(session, 'the address of the connection', identity);
+    return rival ? { rival } : { known: await readKnown(session, search) };
+  });
+  if (here === undefined) return undefined;
+  if (here.rival) return here.rival;
+  const { members, witnesses } = here.known;
+  const [rival, ...told] = await Promise.all([
+    ask(members),
+    ...witnesses.map((address) =>
+      visit(nodeConnection(credentials, address), (session) =>
+        readCoordinator(session, search.nodesQuery),
+      ),
+    ),
+  ]);
+  return rival ?? ask(told.flatMap((addresses) => addresses ?? []));
+}
+
+async function judge(
+  session: pg.Client,
+  node: string,
+  { systemIdentifier, timeline }: ServerIdentity,
+): Promise<Rival | undefined> {
+  const other = await readStanding(session);
+  if (other.timeline === null || other.timeline <= timeline) return undefined;
+  if (other.systemIdentifier !== systemIdentifier) return undefined;
+  return { node, timeline: other.timeline };
+}
+
+/** @returns undefined when the node does not answer, or not in time. */
+async function visit<T>(
+  connection: Connection,
+  work: (session: pg.Client) => Promise<T>,
+): Promise<T | undefined> {
+  let session: pg.Client | undefined;
+  try {
+    session = await openSession(
+      { ...connection, connectionTimeoutMillis: ASK_MS, query_timeout: ASK_MS },
+      'rivals',
+    );
+    return await work(session);
+  } catch {
+    return undefined;
+  } finally {
+    // A goodbye would wait for a host that has vanished.
+    session?.connection.stream.destroy();
+  }
+}
+
+interface Known {
+  readonly members: readonly Address[];
+  /** Nodes that have a copy of the catalog. */
+  readonly witnesses: readonly Address[];
+}
+
+async function readKnown(session: pg.Client, search: RivalSearch): Promise<Known> {
+  const table = `${session.escapeIdentifier(search.schema)}.mpp_members`;
+  const { rows } = await session.query<Address & { member: boolean }>(
+    knownStatement(search.nodesQuery, table),
+  );
+  return {
+    members: rows.filter(({ member }) => member),
+    witnesses: rows.filter(({ member }) => !member),
+  };
+}
+
+/** Other witnesses each time: in a large cluster a few tell, and a wrong one is not asked for ever. */
+function knownStatement(nodesQuery: string, table: string): string {
+  return `
+  WITH node AS MATERIALIZED (
+    ${nodesQuery}
+  )
+  (SELECT n.nodename AS host, n.nodeport AS port, true AS member
+   FROM node AS n
+   WHERE n.ours AND n.groupid = 0)
+  UNION ALL
+  (SELECT m.nodename, m.nodeport, true
+   FROM ${table} AS m
+   WHERE m.groupid = 0 AND m.state <> 'removed'
+   ORDER BY m.reported_at DESC
+   LIMIT 10)
+  UNION ALL
+  (SELECT n.nodename, n.nodeport, false
+   FROM node AS n
+   WHERE n.ours AND n.groupid <> 0 AND n.noderole = 'primary'
+   ORDER BY random()
+   LIMIT 5)`;
+}
+
+async function readCoordinator(session: pg.Client, nodesQuery: string): Promise<Address[]> {
+  const { rows } = await session.query<Address>(`
+    SELECT n.nodename AS host, n.nodeport AS port
+    FROM (${nodesQuery}) AS n
+    WHERE n.ours AND n.groupid = 0 AND n.noderole = 'primary'`);
+  return rows;
+}

@@ -1,0 +1,149 @@
+import { afterEach, beforeEach, describe, expect, inject, it } from 'vitest';
+import { runCli } from '../support/cli.js';
+import type { ControllerProcess } from '../support/controller-process.js';
+import { Harness } from '../support/harness.js';
+import { Installation } from '../support/installation.js';
+import { waitFor } from '../support/servers/index.js';
+
+const VERSION = '99.0.0';
+/** Refuses what an older version writes at each heartbeat. */
+const REFUSING = `ALTER TABLE mpp_controllers ADD CHECK (version = '${VERSION}') NOT VALID`;
+/** One that an older version could go on with, and would not notice. */
+const HARMLESS = 'ALTER TABLE mpp_tasks ADD COLUMN future text';
+
+describe('a rolling upgrade', () => {
+  let h: Harness;
+  let newer: Installation;
+  let url: string;
+
+  beforeEach(async () => {
+    h = await Harness.start({ template: inject('template'), groups: 2, standbys: false });
+    newer = await Installation.create();
+    url = `postgresql://postgres@${h.cluster.coordinator.address}/postgres`;
+  });
+  afterEach(async () => {
+    await h.stop();
+    await newer.remove();
+  });
+
+  async function migrate(): Promise<void> {
+    const result = await runCli(['migrate'], { DATABASE_URL: url }, newer.program);
+    expect(result).toMatchObject({ exitCode: 0, stderr: '' });
+  }
+
+  const start = (program = newer.program): ControllerProcess =>
+    h.spawnController({}, h.cluster.coordinator, program);
+
+  const says = async (controller: ControllerProcess, text: string): Promise<void> => {
+    await controller.logged(text, ({ msg }) => msg.includes(text));
+  };
+
+  const versions = async (): Promise<string[]> => {
+    const { rows } = await h.db.query<{ state: string; version: string }>(
+      "SELECT state, version FROM mpp_status WHERE state <> 'gone' ORDER BY state",
+    );
+    return rows.map(({ state, version }) => `${state} ${version}`);
+  };
+
+  it.each([
+    ['that it would not notice', HARMLESS],
+    ['that its heartbeat fails on', REFUSING],
+  ])(
+    'the active one is older than a migration %s: it stands down and hands over',
+    async (_, sql) => {
+      const old = await h.startController();
+      const { primary } = h.cluster.group(1);
+      const hold = await h.request({
+        event: 'before_demote',
+        groupid: 1,
+        node: primary,
+        timeout: '1min',
+      });
+      expect(hold.status).toBe('holding');
+      const number = await newer.upgrade(VERSION, sql);
+      await migrate();
+      await says(old, `stands down: schema public is at migration ${number}`);
+
+      const next = start();
+      await next.active();
+      await waitFor('the hold to be taken up again', async () => {
+        return (await h.holds()) === 1 && (await h.task(hold.id)).attempt > 1;
+      });
+      const after = await h.report({
+        event: 'after_promote',
+        groupid: 1,
+        node: { host: 'localhost', port: primary.port },
+      });
+      expect((await h.ended(after)).status).toBe('done');
+      expect((await h.task(hold.id)).status).toBe('done');
+      const { rows } = await h.db.query(
+        "SELECT FROM mpp_tasks WHERE status IN ('failed', 'rolled_back', 'expired')",
+      );
+      expect(rows).toEqual([]);
+
+      // The old one is still there, and no candidate: when the new one dies nobody acts.
+      await next.end('SIGKILL');
+      const late = await h.report({
+        event: 'after_promote',
+        groupid: 2,
+        node: h.cluster.group(1).primary,
+      });
+      const before = await connections();
+      await waitFor('the old one to look again', async () => (await connections()) > before + 1);
+      expect((await h.task(late)).status).toBe('pending');
+      expect(old.exitCode).toBeNull();
+      expect(old.log.filter(({ msg }) => msg.startsWith('stands down'))).toHaveLength(1);
+      expect(await old.end()).toBe(0);
+    },
+  );
+
+  it('one that stands by is older than the migration: it does not take over', async () => {
+    const active = start();
+    await active.active();
+    const standby = start();
+    await says(standby, 'stands by');
+    await newer.upgrade(VERSION, HARMLESS);
+    // Both run on while their files are replaced: each knows what it was started from.
+    await migrate();
+    await says(active, 'stands down: schema public is at migration');
+    await says(standby, 'stands down: schema public is at migration');
+    const next = start();
+    await next.active();
+    await waitFor('it alone to be there', async () => {
+      return (await versions()).join() === `active ${VERSION}`;
+    });
+    await Promise.all([active, standby].map(async (one) => expect(await one.end()).toBe(0)));
+  });
+
+  it('two versions that know the same schema take turns', async () => {
+    const old = await h.startController();
+    await newer.rename(VERSION);
+    const next = start();
+    await says(next, 'stands by');
+    await waitFor('both', async () => (await versions()).length === 2);
+    await old.end('SIGKILL');
+    await next.active();
+    const again = h.spawnController();
+    await says(again, 'stands by');
+    await next.end('SIGKILL');
+    await again.active();
+  });
+
+  it('one that is started too early or too late ends, and says what to do', async () => {
+    const number = await newer.upgrade(VERSION, HARMLESS);
+    const early = await runCli(['run'], { DATABASE_URL: url }, newer.program);
+    expect(early.exitCode).toBe(1);
+    expect(early.stderr).toContain(`needs ${number}; run mpp-controller migrate`);
+    await migrate();
+    const late = await runCli(['run'], { DATABASE_URL: url });
+    expect(late.exitCode).toBe(1);
+    expect(late.stderr).toMatch(/is at migration \d+ and this version knows only \d+; install/);
+  });
+
+  async function connections(): Promise<number> {
+    const { rows } = await h.db.query<{ sessions: number }>(
+      "SELECT sessions::integer FROM pg_stat_database WHERE datname = 'postgres'",
+    );
+    return rows[0]?.sessions ?? 0;
+  }
+});
