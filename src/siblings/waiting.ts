@@ -126,4 +126,10 @@ const LOOK_THERE = `
          EXISTS (SELECT FROM lock AS l WHERE l.classid = $5::integer::oid AND l.objid = 0) AS led,
          copy.status, copy.reason
   FROM (VALUES (0)) AS one (row)
-  LEFT JOIN mpp_tasks AS copy ON copy.origin_id = $2 AND copy.origin_database = $1`;
+  LEFT JOIN LATERAL (
+    SELECT t.status, t.reason
+    FROM mpp_tasks AS t
+    WHERE t.origin_id = $2 AND t.origin_database = $1
+    ORDER BY t.created_at DESC
+    LIMIT 1
+  ) AS copy ON true`;

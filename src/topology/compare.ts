@@ -169,6 +169,7 @@ export function compareStatement(nodesQuery: string): string {
         SELECT
         FROM mpp_members AS m
         WHERE m.nodename = f.nodename AND m.nodeport = f.nodeport AND m.noloadbalance
+          AND m.source = ANY ($3::text[])
       ) AS always
     ) AS spared
     GROUP BY f.groupid, f.nodename, f.nodeport, spared.always
