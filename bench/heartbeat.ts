@@ -6,7 +6,8 @@ import { REPORT_LOCK } from '../src/postgres/locks.js';
 import { applyMigrations } from '../src/postgres/migrate.js';
 import { createPool } from '../src/postgres/pool.js';
 import { errorText } from '../src/postgres/session.js';
-import { compareMembers, compareStatement } from '../src/topology/compare.js';
+import { compareStatement } from '../src/topology/compare-statement.js';
+import { compareMembers } from '../src/topology/compare.js';
 import { TestBed, type Server } from '../test/support/servers/index.js';
 import { installStandin } from '../test/support/standin/install.js';
 

@@ -24,8 +24,9 @@ ALTER TABLE mpp_tasks
     ADD COLUMN origin_database name,
     ADD COLUMN origin_id bigint,
     ADD CONSTRAINT mpp_tasks_origin_check CHECK ((origin_database IS NULL) = (origin_id IS NULL));
--- Told twice is told once.
-CREATE UNIQUE INDEX mpp_tasks_origin ON mpp_tasks (origin_id, origin_database) WHERE origin_id IS NOT NULL;
+-- Told twice is told once. A database that was made anew counts its tasks from 1 again, so an id alone
+-- does not name a report; with the time at which it was made it does.
+CREATE UNIQUE INDEX mpp_tasks_origin ON mpp_tasks (origin_id, origin_database, created_at) WHERE origin_id IS NOT NULL;
 COMMENT ON COLUMN mpp_tasks.origin_database IS
     'The sibling database in which the report was made; NULL for one that was made here.';
 COMMENT ON COLUMN mpp_tasks.origin_id IS 'Its task there.';
@@ -38,6 +39,10 @@ AS $$
 BEGIN
     INSERT INTO mpp_outbox (task_id, database)
     SELECT NEW.id, s.database FROM mpp_siblings AS s;
+    -- A report wakes the controller by itself. Its end does not, and traffic may wait for it.
+    IF FOUND AND TG_OP = 'UPDATE' THEN
+        PERFORM pg_notify('mpp_tasks', '');
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -74,7 +79,9 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(1297109065, original.groupid) THEN
         RETURN false;
     END IF;
-    SELECT t.* INTO copy FROM mpp_tasks AS t WHERE t.origin_id = original.id AND t.origin_database = origin;
+    SELECT t.* INTO copy
+    FROM mpp_tasks AS t
+    WHERE t.origin_id = original.id AND t.origin_database = origin AND t.created_at = original.created_at;
 
     IF original.finished_at IS NULL OR (is_fact AND original.status IN ('done', 'failed')) THEN
         IF copy.id IS NOT NULL
@@ -97,7 +104,9 @@ BEGIN
                 original.timeout, original.cooldown, original.pause, origin, original.id)
         RETURNING id INTO copy.id;
         UPDATE mpp_tasks AS t SET created_at = original.created_at WHERE t.id = copy.id;
-    ELSIF copy.finished_at IS NULL THEN
+    -- As the trigger above has it: a report that is told again once it is done has come to something, and
+    -- its copy waits for the fact that is told next.
+    ELSIF original.status IN ('cancelled', 'rolled_back', 'failed', 'expired', 'discarded') THEN
         -- By status alone: the controller that holds for it looks when it is woken.
         UPDATE mpp_tasks AS t
         SET status = CASE WHEN t.status = 'pending' AND t.deadline IS NULL THEN 'cancelled' ELSE 'rolled_back' END,

@@ -38,7 +38,8 @@ export async function holdTraffic(
   if (transition.target) await retarget(work, hold, transition.target);
   const attempt = attemptOf(controller, task);
   if (hold.pause !== 'none') {
-    const elsewhere = await place.siblings.follow({ ...attempt, ...task }, place.signal);
+    const isHeld = (): boolean => holds.get(task.groupid) === hold;
+    const elsewhere = await place.siblings.follow({ ...task, ...attempt, isHeld }, place.signal);
     reason = [reason, elsewhere].filter((one) => one !== null).join('; ') || null;
   }
 

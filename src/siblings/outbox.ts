@@ -26,12 +26,20 @@ const REGISTER = `
   WHERE wanted.database NOT IN (SELECT s.database FROM mpp_siblings AS s)
   ON CONFLICT DO NOTHING`;
 
-/** @returns the oldest entries for one sibling, at most `limit`. */
-export async function readOutbox(db: Queryable, sibling: string, limit: number): Promise<Entry[]> {
+/**
+ * @param without groups that are passed over
+ * @returns the oldest entries for one sibling, at most `limit`.
+ */
+export async function readOutbox(
+  db: Queryable,
+  sibling: string,
+  limit: number,
+  without: readonly number[],
+): Promise<Entry[]> {
   const { rows } = await db.query<Entry>({
     name: 'mpp-read-outbox',
     text: READ,
-    values: [sibling, limit],
+    values: [sibling, limit, without],
   });
   return rows;
 }
@@ -41,6 +49,7 @@ const READ = `
   FROM mpp_outbox AS o
   LEFT JOIN mpp_tasks AS t ON t.id = o.task_id
   WHERE o.database = $1
+    AND (t.groupid IS NULL OR t.groupid <> ALL ($3::integer[]))
   ORDER BY o.id
   LIMIT $2`;
 

@@ -22,6 +22,8 @@ export class Sibling {
   readonly database: string;
   readonly #options: SiblingOptions;
   #failure: string | undefined;
+  /** What it answered to the reports of one group, while it takes those of others. */
+  readonly #refusals = new Map<number, string>();
 
   constructor(options: SiblingOptions) {
     this.database = options.database;
@@ -33,63 +35,79 @@ export class Sibling {
     return this.#options.pool;
   }
 
-  /** Why it could not be told the last time; undefined when it could. */
-  get failure(): string | undefined {
-    return this.#failure;
+  /** Why it could not be told of a group the last time; undefined when it could. */
+  failureOf(groupid: number): string | undefined {
+    return this.#failure ?? this.#refusals.get(groupid);
   }
 
   /**
    * Tells it what it has yet to be told, in order; for a group that it cannot be told of now, nothing
    * that came later either. Never throws.
    *
-   * @returns false when something is left, to be tried again.
+   * @returns true when somebody else reports for a group just now: it is soon to be tried again.
    */
   async tell(signal: AbortSignal): Promise<boolean> {
-    const left = new Set<number | null>();
+    const left = new Set<number>();
     try {
-      for (;;) {
-        const entries = await readOutbox(this.#options.db, this.database, BATCH);
-        const due = entries.filter(({ groupid }) => !left.has(groupid));
-        for (const entry of due) {
+      let entries: Entry[];
+      do {
+        entries = await readOutbox(this.#options.db, this.database, BATCH, [...left]);
+        for (const entry of entries) {
           if (signal.aborted) return false;
-          if (!(await this.#tellOne(entry))) left.add(entry.groupid);
+          const { groupid } = entry;
+          if (groupid !== null && left.has(groupid)) continue;
+          if (!(await this.#tellOne(entry)) && groupid !== null) left.add(groupid);
         }
-        if (entries.length < BATCH || due.length === 0) break;
-      }
-      if (left.size === 0) this.#failure = undefined;
+      } while (entries.length === BATCH);
+      this.#failure = undefined;
     } catch (error) {
-      this.#trouble(error);
+      const text = errorText(error);
+      if (text !== this.#failure) this.#options.onTrouble(this.database, text, error);
+      this.#failure = text;
       return false;
     }
-    return left.size === 0;
+    for (const groupid of this.#refusals.keys()) {
+      if (!left.has(groupid)) this.#refusals.delete(groupid);
+    }
+    return [...left].some((groupid) => !this.#refusals.has(groupid));
   }
 
+  /** @returns false when the sibling cannot be told of it now. */
   async #tellOne(entry: Entry): Promise<boolean> {
-    const { pool, db, onTold } = this.#options;
-    try {
-      if (entry.report !== null) {
-        const { rows } = await pool.query<{ told: boolean }>({
-          name: 'mpp-follow',
-          text: FOLLOW,
-          values: [entry.origin, entry.report],
-        });
-        if (rows[0]?.told !== true) return false;
-      }
-    } catch (error) {
-      // Without a SQLSTATE, or with the session gone, the next entry would fare no better.
-      if (sqlState(error) === undefined || isSessionLost(error)) throw error;
-      this.#trouble(error);
-      return false;
-    }
+    const { db, onTold } = this.#options;
+    if (entry.report !== null && !(await this.#follow(entry, entry.report))) return false;
     await forgetEntry(db, entry.id);
     onTold(entry);
     return true;
   }
 
-  #trouble(error: unknown): void {
+  async #follow({ groupid, origin }: Entry, report: string): Promise<boolean> {
+    // Without a session the next entry would fare no better.
+    const session = await this.#options.pool.connect();
+    let lost = false;
+    try {
+      const { rows } = await session.query<{ told: boolean }>({
+        name: 'mpp-follow',
+        text: FOLLOW,
+        values: [origin, report],
+      });
+      return rows[0]?.told === true;
+    } catch (error) {
+      lost = sqlState(error) === undefined || isSessionLost(error);
+      if (lost) throw error;
+      this.#refused(groupid ?? 0, error);
+      return false;
+    } finally {
+      session.release(lost);
+    }
+  }
+
+  /** By group: that of one must not keep the reports of others from being waited for. */
+  #refused(groupid: number, error: unknown): void {
     const text = errorText(error);
-    if (text !== this.#failure) this.#options.onTrouble(this.database, text, error);
-    this.#failure = text;
+    if (text !== this.#refusals.get(groupid))
+      this.#options.onTrouble(this.database, `group ${groupid}: ${text}`, error);
+    this.#refusals.set(groupid, text);
   }
 }
 

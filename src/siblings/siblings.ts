@@ -22,15 +22,21 @@ export interface SiblingsOptions extends Pick<PoolOptions, 'identity' | 'onOther
 export interface HeldReport extends Attempt {
   readonly groupid: number;
   readonly cooldownMs: number;
+  /** Whether it still does. */
+  readonly isHeld: () => boolean;
 }
 
 /** One statement takes milliseconds; a server that is slower is as good as unreachable. */
 const STATEMENT_MS = 5_000;
 /** When a group's reporters are told again that were busy. */
 const BUSY_MS = 50;
+/** At first; then rarer, as each look reads the locks of the whole server. */
 const LOOK_MS = 5;
+const LOOK_MOST_MS = 50;
 /** What a sibling may take beyond its cooldown: as another node of one hold. */
 const LATE_MS = 2_000;
+/** Of the time that the report has left: whoever waits for its acknowledgement must still be there. */
+const MOST_OF_REST = 0.75;
 
 /**
  * The other Citus databases on the same nodes. Reports into ours are copied there, in the order of each
@@ -41,7 +47,8 @@ export class Siblings {
   readonly #pools: readonly Pool[];
   readonly #siblings: readonly Sibling[];
   readonly #abort = new AbortController();
-  readonly #loop: Loop;
+  /** One each: a sibling that is slow holds no other up. */
+  readonly #loops: readonly Loop[];
 
   constructor(options: SiblingsOptions) {
     const { settings, logger, db, identity, onOtherServer } = options;
@@ -76,11 +83,18 @@ export class Siblings {
         },
       });
     });
-    this.#loop = new Loop({
-      intervalMs: settings.pollMs,
-      signal: this.#abort.signal,
-      work: (signal) => this.#tell(signal),
-    });
+    this.#loops = this.#siblings.map(
+      (sibling, index) =>
+        new Loop({
+          intervalMs: settings.pollMs,
+          signal: this.#abort.signal,
+          work: async (signal) => {
+            if (!(await sibling.tell(signal)) || signal.aborted) return;
+            await delay(BUSY_MS, undefined, { signal }).catch(() => undefined);
+            this.#loops[index]?.wake();
+          },
+        }),
+    );
   }
 
   /** Sessions in each of them. */
@@ -91,32 +105,34 @@ export class Siblings {
   /** From now on each report into our database is told to all. Idempotent. */
   async start(): Promise<void> {
     await registerSiblings(this.#options.db, this.#options.settings.siblings);
-    if (this.#siblings.length > 0) this.#loop.start();
+    for (const loop of this.#loops) loop.start();
   }
 
   /** Something may have been reported. */
   wake(): void {
-    this.#loop.wake();
+    for (const loop of this.#loops) loop.wake();
   }
 
   async stop(): Promise<void> {
     this.#abort.abort(new Error('the controller is to stop'));
-    await this.#loop.stop();
+    await Promise.all(this.#loops.map((loop) => loop.stop()));
     await Promise.all(this.#pools.map((pool) => pool.end()));
   }
 
   /**
    * Waits until the group's traffic waits in every other database as well: not longer than a hold may
-   * take to open there, nor once another event of the group has been reported.
+   * take to open there or the report allows, nor once another event of the group has been reported, or
+   * the traffic here waits no more.
    *
    * @returns a sentence that names where it does not, or null.
    */
   async follow(report: HeldReport, signal: AbortSignal): Promise<string | null> {
     if (this.#siblings.length === 0) return null;
-    if (!(await markHeld(this.#options.db, report))) return null;
+    const remainingMs = await markHeld(this.#options.db, report);
+    if (remainingMs === undefined) return null;
     this.wake();
     const began = performance.now();
-    const mostMs = 2 * report.cooldownMs + LATE_MS;
+    const mostMs = Math.min(2 * report.cooldownMs + LATE_MS, MOST_OF_REST * remainingMs);
     const over = AbortSignal.any([signal, this.#abort.signal]);
     for (;;) {
       const waitedMs = performance.now() - began;
@@ -129,6 +145,7 @@ export class Siblings {
         }),
       }));
       const seen = await Promise.all(looks);
+      if (!report.isHeld()) return null;
       if (here.hurried || waitedMs >= mostMs || seen.every(({ answer }) => answer !== undefined)) {
         const late = here.hurried
           ? 'another report came first'
@@ -138,30 +155,24 @@ export class Siblings {
         );
         return reasons.join('; ') || null;
       }
-      await delay(LOOK_MS, undefined, { signal: over });
+      const pauseMs = Math.min(LOOK_MS + waitedMs / 20, LOOK_MOST_MS);
+      await delay(pauseMs, undefined, { signal: over });
     }
   }
 
   async #lookAt(
-    { db, failure }: Sibling,
+    sibling: Sibling,
     { id, groupid }: HeldReport,
     { told, waitedMs }: { told: boolean; waitedMs: number },
   ): Promise<string | null | undefined> {
+    const failure = sibling.failureOf(groupid);
     if (!told) return judge({ told, waitedMs, failure, sight: undefined });
     const origin = this.#options.settings.connection.database ?? '';
     try {
-      const sight = await lookThere(db, { origin, id, groupid });
+      const sight = await lookThere(sibling.db, { origin, id, groupid });
       return judge({ told, waitedMs, failure: undefined, sight });
     } catch (error) {
       return errorText(error);
     }
-  }
-
-  async #tell(signal: AbortSignal): Promise<void> {
-    const told = await Promise.all(this.#siblings.map((sibling) => sibling.tell(signal)));
-    const busy = told.some((all, index) => !all && this.#siblings[index]?.failure === undefined);
-    if (!busy || signal.aborted) return;
-    await delay(BUSY_MS, undefined, { signal }).catch(() => undefined);
-    this.wake();
   }
 }

@@ -30,6 +30,7 @@ export interface Known {
   readonly waitedMs: number;
 }
 
+const OPEN: ReadonlySet<string> = new Set(['pending', 'claimed', 'holding']);
 /** How long a database may be without an active controller: another one takes less to take over. */
 const UNLED_MOST_MS = 2_000;
 
@@ -44,7 +45,8 @@ export function judge({ told, failure, sight, waitedMs }: Known): string | null 
   const { held, status, reason, led } = sight;
   if (held) return status === 'holding' ? reason : null;
   if (status === null) return 'a newer report was made there';
-  if (status !== 'pending' && status !== 'claimed') return reason ?? `its task is ${status}`;
+  // One that is holding without a lock has lost its controller, and is soon taken up again.
+  if (!OPEN.has(status)) return reason ?? `its task is ${status}`;
   if (!led && waitedMs > UNLED_MOST_MS) return 'no controller is active there';
   return undefined;
 }
@@ -53,22 +55,25 @@ export function judge({ told, failure, sight, waitedMs }: Known): string | null 
  * Writes down that the group's traffic waits here, before the report is acknowledged: a sibling whose
  * own report waits for us is not to wait for the acknowledgement, or both would.
  *
- * @returns false when nobody waits for siblings: it is a copy itself, or not a client's, or no longer ours.
+ * @returns milliseconds until the report is too late to be acknowledged, or undefined when nobody waits for
+ *   siblings: it is a copy itself, or not a client's, or no longer ours.
  */
-export async function markHeld(db: Queryable, attempt: Attempt): Promise<boolean> {
-  const { rowCount } = await db.query({
+export async function markHeld(db: Queryable, attempt: Attempt): Promise<number | undefined> {
+  const { rows } = await db.query<{ remaining_ms: number }>({
     name: 'mpp-mark-held',
     text: MARK_HELD,
     values: [attempt.id, attempt.controller, attempt.attempt],
   });
-  return rowCount === 1;
+  return rows[0]?.remaining_ms;
 }
 
 const MARK_HELD = `
   UPDATE mpp_tasks AS t
   SET held_at = coalesce(t.held_at, clock_timestamp())
   WHERE t.id = $1 AND t.claimed_by = $2 AND t.attempt = $3 AND t.status = 'claimed'
-    AND t.source = 'client' AND t.origin_id IS NULL`;
+    AND t.source = 'client' AND t.origin_id IS NULL
+  RETURNING (extract(epoch FROM coalesce(t.deadline, t.created_at + t.timeout) - clock_timestamp()) * 1000)::float8
+    AS remaining_ms`;
 
 export async function lookHere(db: Queryable, taskId: string): Promise<OwnSight> {
   const { rows } = await db.query<OwnSight>({
@@ -126,4 +131,10 @@ const LOOK_THERE = `
          EXISTS (SELECT FROM lock AS l WHERE l.classid = $5::integer::oid AND l.objid = 0) AS led,
          copy.status, copy.reason
   FROM (VALUES (0)) AS one (row)
-  LEFT JOIN mpp_tasks AS copy ON copy.origin_id = $2 AND copy.origin_database = $1`;
+  LEFT JOIN LATERAL (
+    SELECT t.status, t.reason
+    FROM mpp_tasks AS t
+    WHERE t.origin_id = $2 AND t.origin_database = $1
+    ORDER BY t.created_at DESC
+    LIMIT 1
+  ) AS copy ON true`;

@@ -69,6 +69,18 @@ describe('the comparison of members with pg_dist_node', () => {
     expect((await members.wishes()).sort()).toEqual(['0: y [as they are]', '1: b [as they are]']);
   });
 
+  it('does not believe the tags of a source that is switched off', async () => {
+    await members.catalog([{ node: 'a' }]);
+    await members.members([
+      A,
+      { node: 'b', noloadbalance: true, source: 'patroni' },
+      { node: 'b', source: 'probe' },
+    ]);
+    expect((await members.compare()).tasks).toEqual([]);
+    const { tasks } = await members.compare(['table', 'probe']);
+    expect(tasks.map(({ secondaries }) => secondaries)).toEqual([['b:5432']]);
+  });
+
   describe('what goes before', () => {
     beforeEach(async () => {
       await members.catalog([...PAIR, { node: 'x', groupid: 2 }]);

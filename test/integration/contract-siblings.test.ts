@@ -20,6 +20,8 @@ interface Copy {
 describe.each(SCHEMAS)('siblings, in schema $schema', ({ schema, database }) => {
   let server: ContractServer;
   let contract: ContractDatabase;
+  /** When each original was made: the same however often it is told. */
+  const made = new Map<number, string>();
 
   beforeAll(async () => {
     server = await ContractServer.start(inject('template'));
@@ -28,20 +30,31 @@ describe.each(SCHEMAS)('siblings, in schema $schema', ({ schema, database }) => 
   beforeEach(async () => {
     await contract.clear();
     await contract.db.query('DELETE FROM mpp_siblings');
+    made.clear();
   });
   afterAll(async () => server.stop());
 
   async function follow(original: Original): Promise<boolean> {
     const { id, event = 'before_demote', status = 'pending', age = '0' } = original;
+    const at = made.get(id) ?? (await timeAgo(age));
+    made.set(id, at);
     const { rows } = await contract.db.query<{ told: boolean }>(
       `SELECT mpp_follow('other', jsonb_build_object(
          'id', $1::bigint, 'event', $2::text, 'status', $3::text, 'groupid', 1, 'nodename', 'w',
          'nodeport', 5432, 'timeout', '30s', 'cooldown', '10s', 'pause', 'all',
          'finished_at', CASE WHEN $3::text NOT IN ('pending', 'claimed', 'holding') THEN now() END,
-         'created_at', clock_timestamp() - $4::interval)) AS told`,
-      [id, event, status, age],
+         'created_at', $4::timestamptz)) AS told`,
+      [id, event, status, at],
     );
     return rows[0]?.told ?? false;
+  }
+
+  async function timeAgo(age: string): Promise<string> {
+    const { rows } = await contract.db.query<{ at: string }>(
+      'SELECT (clock_timestamp() - $1::interval)::text AS at',
+      [age],
+    );
+    return rows[0]?.at ?? '';
   }
 
   async function copies(): Promise<Copy[]> {
@@ -99,6 +112,18 @@ describe.each(SCHEMAS)('siblings, in schema $schema', ({ schema, database }) => 
     expect(await outbox()).toHaveLength(8);
   });
 
+  it('wake the controller when a report comes to nothing', async () => {
+    await addSiblings();
+    const id = await contract.report(FINE);
+    const listener = await contract.session();
+    const heard: string[] = [];
+    listener.on('notification', ({ channel }) => heard.push(channel));
+    await listener.query('LISTEN mpp_tasks');
+    await contract.db.query('SELECT mpp_cancel($1)', [id]);
+    await listener.query('SELECT 1');
+    expect(heard).toEqual(['mpp_tasks']);
+  });
+
   it('are forgotten with what they had yet to be told', async () => {
     await addSiblings();
     await contract.report(FINE);
@@ -121,6 +146,13 @@ describe.each(SCHEMAS)('siblings, in schema $schema', ({ schema, database }) => 
     expect(rows).toEqual([
       { origin_database: 'other', origin_id: '7', pause: 'all', timeout: '00:00:30', old: true },
     ]);
+  });
+
+  it('make a copy of a report that has the number of another: its database was made anew', async () => {
+    await follow({ id: 7, event: 'after_promote', status: 'done', age: '1 day' });
+    made.clear();
+    await follow({ id: 7, event: 'after_promote' });
+    expect(await copies()).toHaveLength(2);
   });
 
   it.each([
@@ -174,6 +206,16 @@ describe.each(SCHEMAS)('siblings, in schema $schema', ({ schema, database }) => 
     await follow({ id: 7, status: 'rolled_back' });
     expect((await copies())[0]?.status).toBe('rolled_back');
   });
+
+  it.each(['done', 'superseded'])(
+    'keep the hold of a copy when they are told again of an original that is %s by now',
+    async (status) => {
+      await follow({ id: 7 });
+      await contract.db.query("UPDATE mpp_tasks SET status = 'holding', deadline = now() + '30s'");
+      expect(await follow({ id: 7, status })).toBe(true);
+      expect((await copies())[0]?.status).toBe('holding');
+    },
+  );
 
   it('let a fact go on that failed where it was made', async () => {
     await follow({ id: 7, event: 'after_promote' });
