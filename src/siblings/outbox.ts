@@ -7,7 +7,10 @@ export interface Entry {
   readonly groupid: number | null;
   /** This database, as the sibling is to know it. */
   readonly origin: string;
-  /** The row of mpp_tasks as JSON; null when it has been pruned: then there is nothing to tell. */
+  /**
+   * The row of mpp_tasks as JSON; null when there is nothing to tell: it has been pruned, or is a fact
+   * since which another has come true. Told after all, that would move the row back for a moment.
+   */
   readonly report: string | null;
 }
 
@@ -45,7 +48,15 @@ export async function readOutbox(
 }
 
 const READ = `
-  SELECT o.id, t.groupid, current_database() AS origin, to_jsonb(t)::text AS report
+  SELECT o.id, t.groupid, current_database() AS origin,
+         CASE
+           WHEN NOT (t.event = 'after_promote' AND EXISTS (
+             SELECT
+             FROM mpp_tasks AS f
+             WHERE f.groupid = t.groupid AND f.event = 'after_promote' AND f.source = 'client'
+               AND f.id > t.id AND f.status = 'done' AND f.origin_id IS NULL))
+             THEN to_jsonb(t)::text
+         END AS report
   FROM mpp_outbox AS o
   LEFT JOIN mpp_tasks AS t ON t.id = o.task_id
   WHERE o.database = $1

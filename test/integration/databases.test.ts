@@ -36,8 +36,8 @@ describe('two Citus databases on the same nodes', () => {
   let second: Harness;
   let controller: ControllerProcess;
 
-  async function startController(): Promise<void> {
-    controller = first.spawnController(DATABASES);
+  async function startController(env: Readonly<Record<string, string>> = {}): Promise<void> {
+    controller = first.spawnController({ ...DATABASES, ...env });
     for (const database of ['postgres', 'shop']) {
       await controller.logged(
         `that it is active in ${database}`,
@@ -239,6 +239,33 @@ describe('two Citus databases on the same nodes', () => {
     });
     for (const h of [first, second]) expect(await h.holds()).toBe(1);
     await second.db.query('SELECT mpp_release(2)');
+  });
+
+  it('needs no superuser', async () => {
+    await first.db.query('CREATE ROLE steward LOGIN');
+    await first.db.query('GRANT mpp_controller TO steward');
+    const { address } = first.cluster.coordinator;
+    const url = (user: string): string => `postgresql://${user}@${address}/postgres`;
+    const bootstrap = await runCli(['bootstrap'], { ...DATABASES, DATABASE_URL: url('postgres') });
+    expect(bootstrap).toMatchObject({ exitCode: 0, stderr: '' });
+    expect(await controller.end()).toBe(0);
+    await startController({ DATABASE_URL: url('steward'), MPP_STRATEGY: 'pause-node' });
+    const node = await primaryAddress(first, 1);
+    const demote = await first.request({ event: 'before_demote', groupid: 1, node });
+    expect(demote.status).toBe('holding');
+    for (const h of [first, second]) expect(await h.holds()).toBe(1);
+    const next = await otherName(1);
+    const after = await first.request({ event: 'after_promote', groupid: 1, node: next });
+    expect(after.status).toBe('done');
+    expect((await second.ended((await copied(second, after.id)).id)).status).toBe('done');
+    const third = await primaryAddress(second, 3);
+    await second.db.query("SELECT mpp_report(3, $1, $2, 'primary')", [
+      third.host === 'localhost' ? '127.0.0.1' : 'localhost',
+      third.port,
+    ]);
+    await waitFor('the members to be copied', async () => {
+      return (await primaryAddress(first, 3)).host !== third.host;
+    });
   });
 
   it('tells nobody any more without MPP_DATABASES', async () => {

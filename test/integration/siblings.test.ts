@@ -101,6 +101,20 @@ describe('telling siblings', () => {
     await told('c', await database('a').report({ ...FINE, groupid: 2 }));
   });
 
+  it('tells no fact since which another has come true', async () => {
+    await begin('b', `SELECT pg_advisory_xact_lock(${REPORT_LOCK}, 5)`);
+    const ids: string[] = [];
+    for (const nodename of ['earlier', 'later']) {
+      const id = await database('a').report({ event: 'after_promote', groupid: 5, nodename });
+      await database('a').db.query("UPDATE mpp_tasks SET status = 'done' WHERE id = $1", [id]);
+      ids.push(id);
+    }
+    await inWay.query('ROLLBACK');
+    await told('b', ids[1] ?? '');
+    const { rows } = await database('b').db.query('SELECT nodename FROM mpp_tasks');
+    expect(rows).toEqual([{ nodename: 'later' }]);
+  });
+
   it('waits for the traffic of a group, though another group is refused', async () => {
     await begin('b', `SELECT pg_advisory_xact_lock(${GROUP_LOCK}, 2)`);
     await database('b').db.query(
