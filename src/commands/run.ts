@@ -23,6 +23,8 @@ const USES = [
   'patroni',
   'patroniIntervalMs',
   'patroniCa',
+  'coordinatorHost',
+  'coordinatorPort',
   'logLevel',
 ] as const;
 

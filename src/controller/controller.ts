@@ -38,11 +38,16 @@ const LEAD_MS = 100;
 export function createController(options: { settings: Settings; logger: Logger }): Controller {
   const { settings, logger } = options;
   if (settings.databases === undefined) return new ControllerProcess(settings, logger);
-  const members = settings.databases.map((database) => {
-    const log = logger.child({ database });
-    return { database, controller: new ControllerProcess(inDatabase(settings, database), log) };
+  const members = settings.databases.map((database) => ({
+    database,
+    create: () => new ControllerProcess(inDatabase(settings, database), logger.child({ database })),
+  }));
+  const againMs = settings.heartbeatMs;
+  return new SeveralControllers({
+    members,
+    againMs,
+    logger: componentLogger(logger, 'controller'),
   });
-  return new SeveralControllers(members);
 }
 
 class ControllerProcess implements Controller {

@@ -17,6 +17,8 @@ export interface SiblingSight {
   /** Status and reason of the copy; null when there is none. */
   readonly status: string | null;
   readonly reason: string | null;
+  /** True when somebody else's report is about to make it wait there. */
+  readonly coming: boolean;
   /** True when a controller is active there. */
   readonly led: boolean;
 }
@@ -42,11 +44,11 @@ const UNLED_MOST_MS = 2_000;
 export function judge({ told, failure, sight, waitedMs }: Known): string | null | undefined {
   if (failure !== undefined) return failure;
   if (!told || sight === undefined) return undefined;
-  const { held, status, reason, led } = sight;
+  const { held, status, reason, coming, led } = sight;
   if (held) return status === 'holding' ? reason : null;
-  if (status === null) return 'a newer report was made there';
+  if (status === null && !coming) return 'a newer report was made there';
   // One that is holding without a lock has lost its controller, and is soon taken up again.
-  if (!OPEN.has(status)) return reason ?? `its task is ${status}`;
+  if (status !== null && !OPEN.has(status)) return reason ?? `its task is ${status}`;
   if (!led && waitedMs > UNLED_MOST_MS) return 'no controller is active there';
   return undefined;
 }
@@ -69,7 +71,8 @@ export async function markHeld(db: Queryable, attempt: Attempt): Promise<number 
 
 const MARK_HELD = `
   UPDATE mpp_tasks AS t
-  SET held_at = coalesce(t.held_at, clock_timestamp())
+  -- One that is taken up again waits anew: until now its traffic went on.
+  SET held_at = clock_timestamp()
   WHERE t.id = $1 AND t.claimed_by = $2 AND t.attempt = $3 AND t.status = 'claimed'
     AND t.source = 'client' AND t.origin_id IS NULL
   RETURNING (extract(epoch FROM coalesce(t.deadline, t.created_at + t.timeout) - clock_timestamp()) * 1000)::float8
@@ -92,7 +95,8 @@ const LOOK_HERE = `
              AND n.groupid = t.groupid
              AND n.id > t.id
              AND n.status = 'pending'
-             AND n.event <> t.event
+             AND n.event <> 'suspect'
+             AND (n.event, n.nodename, n.nodeport) <> (t.event, t.nodename, t.nodeport)
          ) AS hurried,
          ARRAY(SELECT o.database::text FROM mpp_outbox AS o WHERE o.task_id = t.id) AS untold
   FROM mpp_tasks AS t
@@ -125,9 +129,16 @@ const LOOK_THERE = `
              FROM mpp_tasks AS t
              WHERE t.finished_at IS NULL
                AND t.groupid = $3
-               AND t.status IN ('claimed', 'holding')
-               AND t.held_at IS NOT NULL
+               AND (t.status = 'holding' OR (t.status = 'claimed' AND t.held_at >= t.claimed_at))
            ) AS held,
+         EXISTS (
+           SELECT
+           FROM mpp_tasks AS t
+           WHERE t.finished_at IS NULL
+             AND t.groupid = $3
+             AND t.event IN ('before_demote', 'before_promote')
+             AND t.source = 'client'
+         ) AS coming,
          EXISTS (SELECT FROM lock AS l WHERE l.classid = $5::integer::oid AND l.objid = 0) AS led,
          copy.status, copy.reason
   FROM (VALUES (0)) AS one (row)

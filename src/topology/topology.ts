@@ -1,4 +1,5 @@
 import type { Settings } from '../config.js';
+import { formatDuration } from '../duration.js';
 import { ConfigError } from '../errors.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
@@ -147,7 +148,17 @@ export class Topology {
 }
 
 /** @throws ConfigError when a source lacks what it needs. */
-export function checkTopology({ topology, patroni, patroniCa }: TopologySettings): void {
+export function checkTopology(settings: TopologySettings): void {
+  const { topology, patroni, patroniCa, patroniIntervalMs, probeIntervalMs, memberTtlMs } =
+    settings;
+  const intervals = { probe: probeIntervalMs, patroni: patroniIntervalMs, table: 0 };
+  for (const source of topology) {
+    if (memberTtlMs > intervals[source]) continue;
+    throw new ConfigError(
+      `MPP_MEMBER_TTL is ${formatDuration(memberTtlMs)}, and ${source} reports every ` +
+        `${formatDuration(intervals[source])}: every report would be stale; give a longer MPP_MEMBER_TTL`,
+    );
+  }
   if (!topology.includes('patroni')) return;
   if (patroni === undefined) {
     throw new ConfigError(

@@ -281,17 +281,3 @@ describe('two Citus databases on the same nodes', () => {
     expect((await first.db.query('SELECT FROM mpp_siblings')).rowCount).toBe(0);
   });
 });
-
-describe('MPP_DATABASES that cannot be', () => {
-  it('ends the controller, which names the database', async () => {
-    const h = await Harness.start({ template: inject('template'), groups: 1, standbys: false });
-    try {
-      const controller = h.spawnController({ MPP_DATABASES: 'postgres,template1' });
-      await waitFor('the controller to end', () => Promise.resolve(controller.exitCode !== null));
-      expect(controller.exitCode).not.toBe(0);
-      expect(controller.stderr).toContain('database template1: ');
-    } finally {
-      await h.stop();
-    }
-  });
-});

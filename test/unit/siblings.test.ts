@@ -1,7 +1,13 @@
 import { describe, expect, it } from 'vitest';
 import { judge, type SiblingSight } from '../../src/siblings/waiting.js';
 
-const SIGHT: SiblingSight = { held: false, status: 'pending', reason: null, led: true };
+const SIGHT: SiblingSight = {
+  held: false,
+  status: 'pending',
+  reason: null,
+  coming: false,
+  led: true,
+};
 
 function judgeSight(sight: Partial<SiblingSight>, waitedMs = 0): string | null | undefined {
   return judge({ told: true, failure: undefined, sight: { ...SIGHT, ...sight }, waitedMs });
@@ -29,6 +35,11 @@ describe('whether a report waits for a sibling', () => {
     expect(judgeSight({ status: 'failed', reason: 'no locks' })).toBe('no locks');
     expect(judgeSight({ status: 'done' })).toBe('its task is done');
     expect(judgeSight({ status: null })).toBe('a newer report was made there');
+  });
+
+  it('as long as a newer report there is about to make it wait', () => {
+    expect(judgeSight({ status: null, coming: true })).toBeUndefined();
+    expect(judgeSight({ status: null, coming: true, held: true })).toBeNull();
   });
 
   it('until it has been told, unless it cannot be', () => {
