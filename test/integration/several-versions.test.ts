@@ -114,9 +114,12 @@ describe('a rolling upgrade', () => {
     await says(standby, 'stands down: schema public is at migration');
     const next = start();
     await next.active();
-    await waitFor('it alone to be there', async () => {
-      return (await versions()).join() === `active ${VERSION}`;
-    });
+    const before = await connections();
+    await waitFor('the old ones to look again', async () => (await connections()) > before + 10);
+    expect(await versions()).toEqual([`active ${VERSION}`]);
+    for (const { log } of [active, standby]) {
+      expect(log.filter(({ level }) => level !== 'debug').at(-1)?.msg).toMatch(/^stands down/);
+    }
     await Promise.all([active, standby].map(async (one) => expect(await one.end()).toBe(0)));
   });
 
