@@ -3,7 +3,7 @@ import { runCli } from '../support/cli.js';
 import type { ControllerProcess } from '../support/controller-process.js';
 import { Harness } from '../support/harness.js';
 import { Installation } from '../support/installation.js';
-import { waitFor } from '../support/servers/index.js';
+import { waitFor, waitUntilReplayed } from '../support/servers/index.js';
 
 const VERSION = '99.0.0';
 /** Refuses what an older version writes at each heartbeat. */
@@ -17,7 +17,12 @@ describe('a rolling upgrade', () => {
   let url: string;
 
   beforeEach(async () => {
-    h = await Harness.start({ template: inject('template'), groups: 2, standbys: false });
+    h = await Harness.start({
+      template: inject('template'),
+      groups: 2,
+      standbys: false,
+      coordinatorStandby: true,
+    });
     newer = await Installation.create();
     url = `postgresql://postgres@${h.cluster.coordinator.address}/postgres`;
   });
@@ -109,9 +114,12 @@ describe('a rolling upgrade', () => {
     await says(standby, 'stands down: schema public is at migration');
     const next = start();
     await next.active();
-    await waitFor('it alone to be there', async () => {
-      return (await versions()).join() === `active ${VERSION}`;
-    });
+    const before = await connections();
+    await waitFor('the old ones to look again', async () => (await connections()) > before + 10);
+    expect(await versions()).toEqual([`active ${VERSION}`]);
+    for (const { log } of [active, standby]) {
+      expect(log.filter(({ level }) => level !== 'debug').at(-1)?.msg).toMatch(/^stands down/);
+    }
     await Promise.all([active, standby].map(async (one) => expect(await one.end()).toBe(0)));
   });
 
@@ -127,6 +135,29 @@ describe('a rolling upgrade', () => {
     await says(again, 'stands by');
     await next.end('SIGKILL');
     await again.active();
+  });
+
+  it('beside a standby server: too old says so before it is needed, too new waits', async () => {
+    const group = h.cluster.group(0);
+    const { primary: coordinator, standby } = group;
+    const old = h.spawnController({}, standby);
+    await newer.upgrade(VERSION, HARMLESS);
+    const next = h.spawnController({}, standby, newer.program);
+    for (const one of [old, next]) await says(one, 'the server is a standby');
+    await migrate();
+    await says(old, 'stands down: schema public is at migration');
+    await newer.upgrade('100.0.0', HARMLESS.replace('future', 'further'));
+    const newest = h.spawnController({}, standby, newer.program);
+    await says(newest, 'the server is a standby');
+    await waitUntilReplayed(coordinator, standby);
+    await group.failover();
+    await h.reconnect();
+    await next.active();
+    await says(newest, 'run mpp-controller migrate');
+    url = `postgresql://postgres@${standby.address}/postgres`;
+    await migrate();
+    await newest.active();
+    for (const one of [old, next]) expect(await one.end()).toBe(0);
   });
 
   it('one that is started too early or too late ends, and says what to do', async () => {

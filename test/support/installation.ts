@@ -34,7 +34,7 @@ export class Installation {
     const names = (await readdir(migrations)).filter((name) => name.endsWith('.sql'));
     const next = Math.max(...names.map((name) => parseInt(name))) + 1;
     await writeFile(
-      join(migrations, `${next}_future.sql`),
+      join(migrations, `${next}_future${next}.sql`),
       `SELECT set_config('search_path', current_setting('mpp.objects_path'), true);
        ${sql};
        SELECT set_config('search_path', current_setting('mpp.bookkeeping_path'), true);`,
