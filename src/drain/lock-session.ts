@@ -1,12 +1,13 @@
 import { SessionLostError } from '../errors.js';
-import { errorText } from '../postgres/session.js';
 import { isVictim, sqlState } from '../postgres/sqlstate.js';
+import { Bell } from './bell.js';
 import { Interrupter } from './interrupter.js';
 import type { LockSessionOptions } from './lock-session-options.js';
 import { LockStack } from './lock-stack.js';
-import { keysOf, partsOf, type LockUnit } from './lock-unit.js';
+import { areKeysOf, hasKeyOf, keysOf, type LockUnit } from './lock-unit.js';
 import type { Server } from './server.js';
 import { vertexOf, type Vertex } from './wait-graph.js';
+import { WantList } from './want-list.js';
 
 /**
  * Takes locks in an open transaction, one savepoint a unit, and gives back what others need to go on:
@@ -19,19 +20,21 @@ export class LockSession {
   readonly #onActive: () => void;
   readonly #stack: LockStack;
   readonly #interrupter: Interrupter;
-  #wanted: LockUnit[] = [];
-  /** For each keeper, so many of what it has are not given back. */
-  readonly #floors = new Map<object, number>();
+  readonly #wanted = new WantList();
+  /** Taken away from what it has, and not wanted again yet. */
+  #returned: LockUnit[] = [];
   #waiting: { readonly unit: LockUnit; readonly since: number } | undefined;
   /** Processes that cannot go on because of us. */
   #blocked: readonly number[] = [];
   #unwanted: ReadonlySet<string> = new Set();
+  /** Processes that wait for what is kept, and it for them: no yield helps there. */
+  #deadEnd: readonly number[] = [];
   #running: Promise<void> | undefined;
   #failure: Error | undefined;
-  #bounds: { readonly set: () => Promise<void>; after: number } | undefined;
   /** True once the transaction has ended, or is about to. */
   #over = false;
-  #listeners: (() => void)[] = [];
+  /** Rings when what it has or wants is not what it was. */
+  readonly #changed = new Bell();
   #yields = 0;
   #wantedSince = 0;
 
@@ -66,22 +69,38 @@ export class LockSession {
     return this.#stack.keys;
   }
 
+  /** What it has, wants, or is about to want again. */
+  get units(): LockUnit[] {
+    return [...this.#stack.units, ...this.#returned, ...this.#wanted.units];
+  }
+
+  /** Whether it wants something that it may wait for. */
+  get queues(): boolean {
+    return this.#returned.length > 0 || this.#wanted.units.some(({ once }) => !once);
+  }
+
+  /** Whether some of what it has is not given back. */
+  get isKept(): boolean {
+    return this.#stack.isKept;
+  }
+
+  /** Processes for which it has given up what it wanted, because they wait for what is kept. */
+  get deadEnd(): readonly number[] {
+    return this.#deadEnd;
+  }
+
   /** Whether it has all of these now. What is not kept can be lost again to somebody it yields to. */
   has(units: readonly LockUnit[]): boolean {
-    const taken = new Set(this.order);
-    return units.flatMap(keysOf).every((key) => taken.has(key));
+    return areKeysOf(units, this.order);
   }
 
   /** Wants these too; what it has or wants already is not wanted twice. */
   want(units: readonly LockUnit[]): void {
-    const known = new Set([...this.order, ...this.#wanted.flatMap(keysOf)]);
-    const isNew = (unit: LockUnit): boolean => !keysOf(unit).some((key) => known.has(key));
-    if (this.#wanted.length === 0) this.#wantedSince = performance.now();
-    this.#wanted.push(
-      ...units.flatMap((unit) => (isNew(unit) ? unit : partsOf(unit).filter(isNew))),
-    );
-    if (this.#over || this.#wanted.length === 0) return;
+    if (!this.#wanted.next) this.#wantedSince = performance.now();
+    this.#wanted.add(units, [...this.order, ...this.#returned.flatMap(keysOf)]);
+    if (this.#over || !this.#wanted.next) return;
     this.#failure = undefined;
+    this.#deadEnd = [];
     this.#start();
   }
 
@@ -93,8 +112,8 @@ export class LockSession {
   async obtain(units: readonly LockUnit[]): Promise<boolean> {
     while (!this.has(units)) {
       if (this.#failure) throw this.#failure;
-      if (!this.#running) return false;
-      await new Promise<void>((resolve) => this.#listeners.push(resolve));
+      if (!this.#running || !areKeysOf(units, this.units.flatMap(keysOf))) return false;
+      await this.#changed.next();
     }
     return true;
   }
@@ -102,22 +121,15 @@ export class LockSession {
   /** These are not given back, nor what was taken before them, until the keeper lets go. */
   keep(units: readonly LockUnit[], keeper: object): void {
     const keys = new Set(units.flatMap(keysOf));
-    const height = this.#stack.heightOf((unit) => keysOf(unit).some((key) => keys.has(key)));
-    this.#floors.set(keeper, Math.max(this.#floors.get(keeper) ?? 0, height));
+    this.#stack.keep((unit) => hasKeyOf(unit, keys), keeper);
   }
 
   letGo(keeper: object): void {
-    this.#floors.delete(keeper);
-  }
-
-  /** So many of what it has are not given back. */
-  get #floor(): number {
-    return Math.max(0, ...this.#floors.values());
+    this.#stack.letGo(keeper);
   }
 
   get canYield(): boolean {
-    if (this.#failure || this.#over) return false;
-    return this.#waiting !== undefined || this.#stack.depth > this.#floor;
+    return !this.#failure && !this.#over && (this.#waiting !== undefined || this.#stack.loose > 0);
   }
 
   /** Tells of a look that interrupts it if need be; `giveWayTo` must follow when it has. */
@@ -141,10 +153,12 @@ export class LockSession {
 
   /** Stops wanting these, and gives back what of them is not kept. */
   async drop(units: readonly LockUnit[]): Promise<void> {
-    this.#unwanted = new Set([...this.#unwanted, ...units.flatMap(keysOf)]);
-    if (this.#waiting && this.#isUnwanted(this.#waiting.unit)) this.#interrupt();
+    const keys = units.flatMap(keysOf);
+    this.#unwanted = new Set([...this.#unwanted, ...keys]);
+    if (this.#waiting && hasKeyOf(this.#waiting.unit, this.#unwanted)) this.#interrupt();
     this.#start();
-    await this.#running?.catch(() => undefined);
+    // Not until the rest is there, which may take long.
+    while (this.#running && keys.some((key) => this.#unwanted.has(key))) await this.#changed.next();
   }
 
   /**
@@ -152,15 +166,8 @@ export class LockSession {
    * rollback to a savepoint has taken it back.
    */
   bound(set: () => Promise<void>): void {
-    this.#bounds = { set, after: -1 };
+    this.#stack.bound(set);
     if (!this.#over) this.#start();
-  }
-
-  async #restoreBounds(): Promise<void> {
-    const bounds = this.#bounds;
-    if (!bounds || bounds.after === this.#stack.rollbacks) return;
-    bounds.after = this.#stack.rollbacks;
-    await bounds.set();
   }
 
   /** Stops for good: interrupts what waits. */
@@ -174,11 +181,16 @@ export class LockSession {
   #end(failure: Error): void {
     this.#over = true;
     this.#failure ??= failure;
-    this.#wanted = [];
+    this.#forget();
+    this.#stack.clear();
+    this.#changed.ring();
+  }
+
+  #forget(): void {
+    this.#wanted.clear();
+    this.#returned = [];
     this.#blocked = [];
     this.#unwanted = new Set();
-    this.#stack.clear();
-    this.#tell();
   }
 
   #interrupt(): void {
@@ -188,10 +200,6 @@ export class LockSession {
 
   #isAsked(): boolean {
     return this.#over || this.#unwanted.size > 0 || this.#blocked.length > 0;
-  }
-
-  #isUnwanted(unit: LockUnit): boolean {
-    return keysOf(unit).some((key) => this.#unwanted.has(key));
   }
 
   #start(): void {
@@ -209,21 +217,18 @@ export class LockSession {
         await this.#interrupter.quiet();
         if (this.#unwanted.size > 0) await this.#discard();
         if (this.#blocked.length > 0) await this.#giveWay();
-        await this.#restoreBounds();
-        const [unit] = this.#wanted;
+        await this.#stack.restoreBounds();
+        const unit = this.#wanted.next;
         if (unit === undefined || this.#over) return;
         await this.#take(unit);
       }
     } catch (error) {
-      const failure = error instanceof Error ? error : new Error(String(error));
-      if (error instanceof SessionLostError) this.#end(failure);
-      this.#failure ??= failure;
-      this.#wanted = [];
-      this.#blocked = [];
-      this.#unwanted = new Set();
+      this.#failure ??= error instanceof Error ? error : new Error(String(error));
+      if (error instanceof SessionLostError) this.#end(error);
+      this.#forget();
     } finally {
       this.#running = undefined;
-      this.#tell();
+      this.#changed.ring();
     }
   }
 
@@ -237,58 +242,58 @@ export class LockSession {
       this.#waiting = undefined;
       if (this.#over) return;
       this.#stack.push(unit);
-      this.#wanted = this.#wanted.filter((other) => other !== unit);
+      this.#wanted.remove(unit);
     } catch (error) {
       this.#waiting = undefined;
-      // Without a SQLSTATE the session is lost, and its transaction with it.
-      if (sqlState(error) === undefined)
-        throw new SessionLostError(
-          `a session that takes locks was lost: ${errorText(error)}`,
-          error,
-        );
+      if (error instanceof SessionLostError) throw error;
       if (this.#over) return;
       const isOurs = (await this.#interrupter.quiet()) && sqlState(error) === '57014';
       await this.#stack.undo();
       if (unit.once && sqlState(error) === '55P03') {
-        this.#wanted = this.#wanted.filter((other) => other !== unit);
+        this.#wanted.remove(unit);
         return;
       }
       if (!isOurs && !isVictim(error)) throw error;
-      this.#wanted = this.#wanted.flatMap(partsOf);
+      this.#wanted.split();
     } finally {
-      this.#tell();
+      this.#changed.ring();
     }
   }
 
   /** From the last unit downwards, until none of those waits for us any more. */
   async #giveWay(): Promise<void> {
-    const returned: LockUnit[] = [];
+    let blocks: boolean | undefined;
     for (;;) {
-      const blocks = await this.server.blocks(this.pid, this.#blocked).catch(() => true);
+      blocks = await this.server.blocks(this.pid, this.#blocked).catch(() => undefined);
+      if (blocks === false) break;
       // What there is may have come to be kept meanwhile.
-      if (!blocks || this.#stack.depth <= this.#floor) break;
-      returned.unshift(...(await this.#stack.giveBack(this.#stack.depth - 1)));
+      const [unit] = this.#stack.pop();
+      if (unit === undefined) break;
+      this.#returned.unshift(unit);
+      await this.#stack.undo();
+    }
+    this.#wanted.split();
+    const first = this.#wanted.next;
+    // Who waits for what is kept is not let through by this: to queue again would be a deadlock.
+    if (blocks && first?.sparing) {
+      this.#wanted.remove(first);
+      this.#deadEnd = this.#blocked;
     }
     // Who is let through has what we waited for, so that is taken first from now on.
-    const [first, ...rest] = this.#wanted;
-    const next = first ? [first, ...returned, ...rest] : returned;
-    this.#wanted = next.flatMap(partsOf);
+    this.#wanted.insert(this.#returned, this.#wanted.next === first ? 1 : 0);
+    this.#returned = [];
     this.#blocked = [];
+    this.#changed.ring();
   }
 
   async #discard(): Promise<void> {
-    this.#wanted = this.#wanted.filter((unit) => !this.#isUnwanted(unit));
-    const first = this.#stack.firstFrom(this.#floor, (unit) => this.#isUnwanted(unit));
-    if (first >= 0) {
-      const returned = await this.#stack.giveBack(first);
-      this.#wanted.unshift(...returned.filter((unit) => !this.#isUnwanted(unit)));
-    }
-    this.#unwanted = new Set();
-  }
-
-  #tell(): void {
-    const listeners = this.#listeners;
-    this.#listeners = [];
-    for (const listener of listeners) listener();
+    const unwanted = this.#unwanted;
+    this.#returned = this.#stack.popFrom((unit) => hasKeyOf(unit, unwanted));
+    if (this.#returned.length > 0) await this.#stack.undo();
+    this.#wanted.insert(this.#returned, 0);
+    this.#wanted.removeKeys(unwanted);
+    this.#returned = [];
+    this.#unwanted = new Set([...this.#unwanted].filter((key) => !unwanted.has(key)));
+    this.#changed.ring();
   }
 }

@@ -1,14 +1,13 @@
 import type { LockSession } from './lock-session.js';
-import { partsOf, type LockUnit } from './lock-unit.js';
+import { areKeysOf, lotsOf, partsOf, type LockUnit } from './lock-unit.js';
 
 /**
  * Several sessions that take locks side by side, as if they were one. A session queues for one lock at
  * a time, and while it does, who comes new goes on to take the others; a team closes all doors at once.
+ * Who takes what is what its sessions have and want: a lot that one of them has to do with is its own.
  */
 export class LockTeam {
   readonly #members: LockSession[];
-  /** By key of a unit: who takes it. */
-  readonly #takers = new Map<string, LockSession>();
 
   constructor(first: LockSession) {
     this.#members = [first];
@@ -16,6 +15,16 @@ export class LockTeam {
 
   get members(): readonly LockSession[] {
     return this.#members;
+  }
+
+  /** What they have or want. */
+  get units(): LockUnit[] {
+    return this.#members.flatMap(({ units }) => units);
+  }
+
+  /** How many may wait: whoever waits for what one of the others keeps would wait in a circle with it. */
+  get free(): number {
+    return this.#members.filter(({ isKept }) => !isKept).length;
   }
 
   add(members: readonly LockSession[]): void {
@@ -28,11 +37,11 @@ export class LockTeam {
    * @returns false when some of it is not free; nothing is taken then.
    */
   async takeAtOnce(units: readonly LockUnit[]): Promise<boolean> {
-    const [first] = this.#members;
-    const keys = units.flatMap(partsOf).map(({ key }) => key);
-    if (first === undefined || this.#members.length > 1) return this.has(units);
-    if (keys.some((key) => this.#takers.has(key))) return this.has(units);
-    for (const key of keys) this.#takers.set(key, first);
+    if (this.has(units)) return true;
+    const lots = lotsOf(units);
+    const concerned = this.#members.filter((member) => hasToDoWith(member, lots));
+    const [taker] = [...concerned, ...this.#members];
+    if (!taker || concerned.length > 1 || this.#members.some(({ queues }) => queues)) return false;
     // What is given back of it later is wanted again as it was.
     const once = units.map((unit) => ({
       ...unit,
@@ -40,10 +49,8 @@ export class LockTeam {
       once: true as const,
       parts: partsOf(unit),
     }));
-    first.want(once);
-    const taken = await first.obtain(once);
-    if (!taken) for (const key of keys) this.#takers.delete(key);
-    return taken;
+    taker.want(once);
+    return taker.obtain(once);
   }
 
   /** The member that has waited longest for the lock that it waits for now. */
@@ -57,26 +64,34 @@ export class LockTeam {
   }
 
   /** See LockSession: so are the others. */
-  has(units: readonly LockUnit[]): boolean {
-    return this.#split(units).every(([member, own]) => member.has(own));
+  get deadEnd(): number[] {
+    return this.#members.flatMap(({ deadEnd }) => deadEnd);
   }
 
+  has(units: readonly LockUnit[]): boolean {
+    const taken = this.#members.flatMap(({ order }) => order);
+    return areKeysOf(units, taken);
+  }
+
+  /** Dealt out one by one, to whoever has least to do with. */
   want(units: readonly LockUnit[]): void {
-    for (const [member, own] of this.#split(units)) member.want(own);
+    for (const part of units.flatMap(partsOf)) (this.#takerOf(part) ?? this.#idlest()).want([part]);
   }
 
   async obtain(units: readonly LockUnit[]): Promise<boolean> {
-    const split = this.#split(units);
     // One may have to yield again while another is waited for.
     while (!this.has(units)) {
-      const taken = await Promise.all(split.map(([member, own]) => member.obtain(own)));
-      if (taken.includes(false)) return false;
+      const obtaining = units
+        .flatMap(partsOf)
+        .map(async (part) => this.#takerOf(part)?.obtain([part]));
+      const taken = await Promise.all(obtaining);
+      if (!taken.every((isTaken) => isTaken)) return false;
     }
     return true;
   }
 
   keep(units: readonly LockUnit[], keeper: object): void {
-    for (const [member, own] of this.#split(units)) member.keep(own, keeper);
+    for (const member of this.#members) member.keep(units, keeper);
   }
 
   letGo(keeper: object): void {
@@ -84,9 +99,9 @@ export class LockTeam {
   }
 
   async drop(units: readonly LockUnit[]): Promise<void> {
-    const split = this.#split(units);
-    await Promise.all(split.map(([member, own]) => member.drop(own)));
-    for (const { key } of split.flatMap(([, own]) => own)) this.#takers.delete(key);
+    const lots = lotsOf(units);
+    const concerned = this.#members.filter((member) => hasToDoWith(member, lots));
+    await Promise.all(concerned.map((member) => member.drop(units)));
   }
 
   /** See LockSession. */
@@ -94,18 +109,23 @@ export class LockTeam {
     await Promise.all(this.#members.map((member) => member.stop()));
   }
 
-  /** Dealt out one by one, in turn; a unit always goes to the same member. */
-  #split(units: readonly LockUnit[]): [LockSession, LockUnit[]][] {
-    const split = new Map<LockSession, LockUnit[]>();
-    for (const part of units.flatMap(partsOf)) {
-      const taker =
-        this.#takers.get(part.key) ?? this.#members[this.#takers.size % this.#members.length];
-      if (taker === undefined) throw new Error('a team without members takes no locks');
-      this.#takers.set(part.key, taker);
-      split.set(taker, [...(split.get(taker) ?? []), part]);
-    }
-    return [...split];
+  #takerOf(part: LockUnit): LockSession | undefined {
+    const lots = lotsOf([part]);
+    return this.#members.find((member) => hasToDoWith(member, lots));
   }
+
+  /** A session that keeps something waits for nothing else, as long as there is another one. */
+  #idlest(): LockSession {
+    const [idlest] = [...this.#members].sort(
+      (a, b) => Number(a.isKept) - Number(b.isKept) || a.units.length - b.units.length,
+    );
+    if (idlest === undefined) throw new Error('a team without members takes no locks');
+    return idlest;
+  }
+}
+
+function hasToDoWith({ units }: LockSession, lots: ReadonlySet<number | string>): boolean {
+  return [...lotsOf(units)].some((lot) => lots.has(lot));
 }
 
 /** Wants units and waits until they are all there. @throws also when somebody else gives them up. */

@@ -4,6 +4,10 @@ import type { Server } from './server.js';
 /** A transaction that is in the way for so long is not about to end. */
 const PATIENCE_MS = 500;
 
+function listed(described: readonly string[]): string | undefined {
+  return described.join(', ') || undefined;
+}
+
 const NOBODY: ReadonlyMap<string, string> = new Map();
 
 /** Tells those who are in the way of a lock and do not go on from a crowd in which each does. */
@@ -35,6 +39,11 @@ export class Obstacle {
     this.#since = waiting.since;
     this.#seen = blockers;
     this.#seenAt = now;
-    return stuck.length > 0 ? stuck.map(([, described]) => described).join(', ') : undefined;
+    return listed(stuck.map(([, described]) => described));
+  }
+
+  /** @returns for people, who these are that wait for what is kept; undefined if nobody. */
+  async name(pids: readonly number[]): Promise<string | undefined> {
+    return listed(await this.#server.describe(pids).catch(() => []));
   }
 }

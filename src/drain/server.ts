@@ -98,6 +98,13 @@ export class Server {
     const { rows } = await queryAgain<BlockerRow>(this.#watch, query);
     return new Map(rows.map(({ transaction, described }) => [transaction, described]));
   }
+
+  /** The same of these processes, as far as they are there. */
+  async describe(pids: readonly number[]): Promise<string[]> {
+    const query = { name: 'mpp-describe', text: DESCRIBE, values: [pids] };
+    const { rows } = await queryAgain<{ described: string }>(this.#watch, query);
+    return rows.map(({ described }) => described);
+  }
 }
 
 interface BlockerRow {
@@ -170,10 +177,14 @@ const BLOCKS = `
 const CANCEL = 'SELECT pg_cancel_backend($1::integer)';
 
 /** Only what runs for a client: autovacuum and its like give way by themselves. */
-const BLOCKERS = `
+function clientsIn(pids: string): string {
+  return `
   SELECT DISTINCT s.pid, s.usesysid, s.application_name
-  FROM unnest(pg_blocking_pids($1::integer)) AS b (pid)
+  FROM unnest(${pids}) AS b (pid)
   JOIN pg_stat_get_activity(b.pid) AS s ON true`;
+}
+
+const BLOCKERS = clientsIn('pg_blocking_pids($1::integer)');
 
 /** Ending a session takes its role, or pg_signal_backend and a session that is no superuser's. */
 const END_BLOCKERS = `
@@ -190,12 +201,20 @@ const END_BLOCKERS = `
          CASE WHEN j.may THEN pg_terminate_backend(j.pid) ELSE false END AS ended
   FROM judged AS j`;
 
+const DESCRIPTION = `
+         format('pid %s (user %s, application %s)', b.pid, r.rolname,
+           coalesce(nullif(b.application_name, ''), 'unnamed')) AS described`;
+
 /** A role without pg_read_all_stats is not told when a transaction began; its virtual id tells as well. */
 const BLOCKERS_OF = `
-  SELECT format('%s %s', b.pid, v.virtualxid) AS transaction,
-         format('pid %s (user %s, application %s)', b.pid, r.rolname,
-           coalesce(nullif(b.application_name, ''), 'unnamed')) AS described
+  SELECT format('%s %s', b.pid, v.virtualxid) AS transaction, ${DESCRIPTION}
   FROM (${BLOCKERS}) AS b
   LEFT JOIN pg_locks AS v ON v.pid = b.pid AND v.locktype = 'virtualxid' AND v.virtualtransaction = v.virtualxid
+  LEFT JOIN pg_roles AS r ON r.oid = b.usesysid
+  ORDER BY b.pid`;
+
+const DESCRIBE = `
+  SELECT ${DESCRIPTION}
+  FROM (${clientsIn('$1::integer[]')}) AS b
   LEFT JOIN pg_roles AS r ON r.oid = b.usesysid
   ORDER BY b.pid`;

@@ -227,9 +227,10 @@ export class Lane {
     const units = own.unitsFor(targets);
     if (!tablesDone && !(await this.#takeAtOnce(own.locks, units))) {
       await own.locks.drop(units);
-      await this.#closeDoors(targets, (found) =>
-        doorsOf(found.tables.filter((table) => !keptOf(found).includes(table))),
-      );
+      await this.#closeDoors(targets, (found) => {
+        const locked = new Set([...this.node.shared.things, ...keptOf(found)]);
+        return doorsOf(found.tables.filter((table) => !locked.has(table)));
+      });
     }
     const holding = this.#locks.hold(own.locks, own.unitsFor, targets);
     if (this.#impatient) this.#losePatience();

@@ -89,7 +89,7 @@ export class TrafficNode {
     this.server = new Server({ key, name, watch: this.looks });
     const { server, sessions } = this;
     this.shared = new SharedLocks({ server, sessions, watch });
-    this.gate = new SharedLocks({ server, sessions, watch });
+    this.gate = new SharedLocks({ server, sessions, watch, before: this.shared });
     this.#watch = watch;
     watch.addServer(this.server);
   }

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Pool } from 'pg';
-import type { LockUnit } from '../../../drain/lock-unit.js';
+import { partsOf, thingsOf, type LockUnit } from '../../../drain/lock-unit.js';
 import { obtain, type LockTeam } from '../../../drain/lock-team.js';
 import { Obstacle } from '../../../drain/obstacle.js';
 import type { Server } from '../../../drain/server.js';
@@ -18,6 +18,8 @@ export interface Share {
   leave(): Promise<void>;
 }
 
+const ANOTHER_HOLD = 'what another hold has or wants';
+
 /** How often it is tried, when somebody in the way does not go on. */
 const TRIES = 3;
 const BETWEEN_TRIES_MS = 100;
@@ -25,16 +27,35 @@ const LOOK_MS = 20;
 /** So long a failure stands for those who would try the same. */
 const REMEMBER_MS = 2_000;
 
+export interface SharedLocksOptions {
+  readonly server: Server;
+  readonly sessions: Pool;
+  readonly watch: Watch;
+  /**
+   * Others for the same tables, which matter more: what those have or want is not taken here, and given
+   * back if it is there, or they would wait for our own sessions.
+   */
+  readonly before?: SharedLocks;
+}
+
 /** Table locks on one node that several holds need at once: two sessions could not have them side by side. */
 export class SharedLocks {
-  readonly #options: { readonly server: Server; readonly sessions: Pool; readonly watch: Watch };
+  readonly #options: SharedLocksOptions;
   #set: SharedSet | undefined;
   #team: LockTeam | undefined;
   #turn: Promise<unknown> = Promise.resolve();
+  /** Those that have this before them. */
+  readonly #behind: SharedLocks[] = [];
   #failed: { readonly at: number; readonly keys: string; readonly inTheWay: string } | undefined;
 
-  constructor(options: { server: Server; sessions: Pool; watch: Watch }) {
+  constructor(options: SharedLocksOptions) {
     this.#options = options;
+    if (options.before) options.before.#behind.push(this);
+  }
+
+  /** What its sessions have or want. */
+  get things(): ReadonlySet<string> {
+    return thingsOf(this.#team?.units ?? []);
   }
 
   /** @param onLost called when one of the sessions breaks while it is shared. */
@@ -53,7 +74,9 @@ export class SharedLocks {
   /** Takes locks, and waits for them for as long as it takes. */
   async take(units: readonly LockUnit[]): Promise<void> {
     const locks = await this.#grown(units);
-    if (!locks.has(units)) await obtain(locks, units);
+    if (locks.has(units)) return;
+    this.#want(locks, units);
+    await obtain(locks, units);
   }
 
   /**
@@ -72,6 +95,24 @@ export class SharedLocks {
     const turn = this.#turn.then(() => this.#tryFor(units, until, signal));
     this.#turn = turn.catch(() => undefined);
     return turn;
+  }
+
+  /** Nobody of ours may be in the way: neither now, nor once this is wanted. */
+  #want(locks: LockTeam, units: readonly LockUnit[]): void {
+    locks.want(units);
+    for (const other of this.#behind) other.#giveUp(thingsOf(units));
+  }
+
+  #giveUp(things: ReadonlySet<string>): void {
+    const units = (this.#team?.units ?? []).flatMap(partsOf);
+    void this.#team?.drop(
+      units.filter(({ things: own = [] }) => own.some((one) => things.has(one))),
+    );
+  }
+
+  #isOthers(units: readonly LockUnit[]): boolean {
+    const theirs = this.#options.before?.things;
+    return theirs !== undefined && [...thingsOf(units)].some((thing) => theirs.has(thing));
   }
 
   #newSet(): SharedSet {
@@ -100,6 +141,7 @@ export class SharedLocks {
     signal: AbortSignal,
   ): Promise<string | null> {
     signal.throwIfAborted();
+    if (this.#isOthers(units)) return ANOTHER_HOLD;
     const keys = units.map(({ key }) => key).join();
     if (this.#failed?.keys === keys && performance.now() - this.#failed.at < REMEMBER_MS) {
       return this.#failed.inTheWay;
@@ -108,6 +150,7 @@ export class SharedLocks {
     if (locks.has(units)) return null;
     let inTheWay = 'more than one after the other';
     for (let attempt = 1; ; attempt += 1) {
+      if (this.#isOthers(units)) return ANOTHER_HOLD;
       const obstacle = await this.#tryOnce(locks, units, until, signal);
       if (obstacle === null) return null;
       inTheWay = obstacle ?? inTheWay;
@@ -128,13 +171,14 @@ export class SharedLocks {
     until: number,
     signal: AbortSignal,
   ): Promise<string | null | undefined> {
-    locks.want(units);
+    this.#want(locks, units);
     const taken = locks.obtain(units);
     taken.catch(() => undefined);
     const obstacle = new Obstacle(this.#options.server);
     while (!signal.aborted && performance.now() < until) {
       const done = await within(LOOK_MS, taken, undefined);
-      if (done !== undefined) return done ? null : undefined;
+      if (done === true) return null;
+      if (done === false) return obstacle.name(locks.deadEnd);
       const inTheWay = await obstacle.look(locks.longestWaiting);
       if (inTheWay !== undefined) return inTheWay;
     }

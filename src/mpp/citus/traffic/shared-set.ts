@@ -6,7 +6,7 @@ import type { Watch } from '../../../drain/watch.js';
 import { SERVER_GRACE_MS, Transaction, type Bounds } from '../../../postgres/transaction.js';
 import { within } from '../../../within.js';
 
-/** Sessions that queue for locks side by side on one node. */
+/** Sessions that queue for locks side by side on one node, besides those that keep something. */
 const TEAM = 4;
 /** A server that does not let a statement be interrupted in this time does not answer. */
 const STOP_MS = 1_000;
@@ -78,7 +78,7 @@ export class SharedSet {
   }
 
   async #addMembers(team: LockTeam): Promise<void> {
-    const missing = TEAM - this.#members.length;
+    const missing = TEAM - team.free;
     const begun = await Promise.allSettled(Array.from({ length: missing }, () => this.#begin()));
     team.add(begun.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : [])));
   }

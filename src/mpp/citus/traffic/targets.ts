@@ -1,5 +1,5 @@
 import type { Pool, QueryConfig } from 'pg';
-import type { LockUnit } from '../../../drain/lock-unit.js';
+import { LOTS, lotOf, type LockUnit } from '../../../drain/lock-unit.js';
 import { DatabaseStateError } from '../../../errors.js';
 import { queryAgain } from '../../../postgres/again.js';
 
@@ -111,12 +111,9 @@ export function notLockable(
   );
 }
 
-/** Up to so many locks are taken one by one once somebody is in the way; more in so many bundles. */
-const MOST_PARTS = 64;
-
 /** Makes everything on these tables wait: reads, writes and DDL. No reader is ended for it. */
 export function readersOf(tables: readonly string[]): LockUnit[] {
-  return bundles(tables, (names) => ({
+  return tableLocks(tables, (names) => ({
     key: `readers of ${names.join(', ')}`,
     text: lockTables(names, 'ACCESS EXCLUSIVE'),
     sparing: true,
@@ -125,7 +122,7 @@ export function readersOf(tables: readonly string[]): LockUnit[] {
 
 /** Makes writes to these tables wait, and SELECT … FOR UPDATE; plain reads go on. */
 export function writersOf(tables: readonly string[]): LockUnit[] {
-  return bundles(tables, (names) => ({
+  return tableLocks(tables, (names) => ({
     key: `writers of ${names.join(', ')}`,
     text: lockTables(names, 'EXCLUSIVE'),
   }));
@@ -133,7 +130,7 @@ export function writersOf(tables: readonly string[]): LockUnit[] {
 
 /** The same, for as long as a drain takes: who is in the way may have nothing to do with the group. */
 export function doorsOf(tables: readonly string[]): LockUnit[] {
-  return bundles(tables, (names) => ({
+  return tableLocks(tables, (names) => ({
     key: `doors of ${names.join(', ')}`,
     text: lockTables(names, 'EXCLUSIVE'),
     sparing: true,
@@ -147,23 +144,37 @@ function lockTables(names: readonly string[], mode: string): string {
 
 /** Makes writes to these shards wait: 7 is ExclusiveLock, the most that Citus's function takes. */
 export function shardLocks(shards: readonly string[]): LockUnit[] {
-  return bundles(shards, (ids) => ({
+  const size = Math.ceil(shards.length / MOST_PARTS);
+  const unitOf = (ids: readonly string[]): LockUnit => ({
     key: `shards ${ids[0]} to ${ids.at(-1)}`,
     text: 'SELECT pg_catalog.lock_shard_metadata(7, $1::bigint[])',
     values: [ids],
-  }));
+  });
+  const parts = bundlesOf(shards, (_, index) => Math.floor(index / size)).map(unitOf);
+  return parts.length < 2 ? parts : [{ ...unitOf(shards), parts }];
 }
 
-/** One unit of all, with parts. */
-function bundles(
-  things: readonly string[],
-  unitOf: (things: readonly string[]) => LockUnit,
+/** Up to so many locks are taken one by one once somebody is in the way; more in so many bundles. */
+const MOST_PARTS = LOTS;
+
+/** One unit of all, in parts: table by table, or where there are too many, those of a lot together. */
+function tableLocks(
+  tables: readonly string[],
+  unitOf: (tables: readonly string[]) => LockUnit,
 ): LockUnit[] {
-  if (things.length === 0) return [];
-  if (things.length === 1) return [unitOf(things)];
-  const size = Math.ceil(things.length / MOST_PARTS);
-  const parts = Array.from({ length: Math.ceil(things.length / size) }, (_, index) =>
-    unitOf(things.slice(index * size, (index + 1) * size)),
-  );
-  return [{ ...unitOf(things), parts }];
+  const isMany = tables.length > MOST_PARTS;
+  const bundles = bundlesOf(tables, (table, index) => (isMany ? lotOf(table) : index));
+  const parts = bundles.map((things): LockUnit => {
+    return { ...unitOf(things), things, lot: lotOf(things[0] ?? '') };
+  });
+  return parts.length < 2 ? parts : [{ ...unitOf(tables), parts }];
+}
+
+function bundlesOf<T>(things: readonly T[], bundleOf: (thing: T, index: number) => number): T[][] {
+  const bundles = new Map<number, T[]>();
+  for (const [index, thing] of things.entries()) {
+    const bundle = bundleOf(thing, index);
+    if (!bundles.get(bundle)?.push(thing)) bundles.set(bundle, [thing]);
+  }
+  return [...bundles.values()];
 }
