@@ -10,8 +10,9 @@ export default defineConfig({
           name: 'integration',
           include: ['test/integration/**/*.test.ts'],
           globalSetup: ['test/support/global-setup.ts'],
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          // Bounds for what hangs; a machine that is busy besides may take several times as long as ours.
+          testTimeout: 180_000,
+          hookTimeout: 180_000,
           // Each file starts real PostgreSQL servers; two at a time fit two cores.
           maxWorkers: 2,
           sequence: { groupOrder: 1 },

@@ -11,8 +11,8 @@ import { waitFor } from '../support/servers/index.js';
 const SWITCHOVERS = 200;
 /** On a machine that is busy besides, one takes up to half a second. */
 const TIMEOUT_MS = 180_000;
-/** What always waits for its time: the term, the lead, the heartbeat, the listener; and waitFor here. */
-const OWN_TIMERS = 5;
+/** So often the timers are counted to find how many there are when nothing is going on. */
+const LOOKS = 50;
 /** Control, listen, four of the queue's pool, and that of the group. */
 const MOST_SESSIONS = 7;
 
@@ -46,13 +46,22 @@ describe('a controller that has worked for long', () => {
     async () => {
       const subject = await subjectOf(h, 1);
       let [present, next] = [subject.node, subject.next];
-      await timersToBe(OWN_TIMERS);
+      // All kinds of sessions are there once something has been switched over.
+      for (let round = 1; round <= 2; round += 1) {
+        await switchOver(present, next);
+        [present, next] = [next, present];
+      }
+      const before = await fewestTimers();
       for (let round = 1; round <= SWITCHOVERS; round += 1) {
         await switchOver(present, next);
         [present, next] = [next, present];
       }
       expect((await sessionsOf(h.db)).length).toBeLessThanOrEqual(MOST_SESSIONS);
-      await timersToBe(OWN_TIMERS);
+      await waitFor(`${before} timers to be left`, async () => {
+        const found = await timersWithoutIdle();
+        if (found > before) throw new Error(`there are ${found}`);
+        return true;
+      });
       expect(await primaryAddress(h, 1)).toEqual(present);
       await subject.settled();
     },
@@ -75,23 +84,24 @@ describe('a controller that has worked for long', () => {
     return process.getActiveResourcesInfo().filter((kind) => kind === 'Timeout').length;
   }
 
-  /**
-   * Waits until this process has so many timers, but for one for each session that a pool keeps for
-   * later. What a switchover leaves to be done after its answer is done in a moment.
-   */
-  async function timersToBe(count: number): Promise<void> {
-    await waitFor(`${count} timers to be left`, async () => {
-      let idle = 0;
-      for (const { primary } of h.cluster.groups) {
-        idle += await primary.withSession(async (db) => {
-          const { rows } = await db.query<{ n: number }>(IDLE_IN_POOLS);
-          return rows[0]?.n ?? NaN;
-        });
-      }
-      const found = timers() - idle;
-      if (found !== count) throw new Error(`there are ${found}, and ${idle} of idle sessions`);
-      return true;
-    });
+  /** Timers of this process, but for one for each session that a pool keeps for later. */
+  async function timersWithoutIdle(): Promise<number> {
+    let idle = 0;
+    for (const { primary } of h.cluster.groups) {
+      idle += await primary.withSession(async (db) => {
+        const { rows } = await db.query<{ n: number }>(IDLE_IN_POOLS);
+        return rows[0]?.n ?? NaN;
+      });
+    }
+    return timers() - idle;
+  }
+
+  async function fewestTimers(): Promise<number> {
+    let fewest = Infinity;
+    for (let look = 1; look <= LOOKS; look += 1) {
+      fewest = Math.min(fewest, await timersWithoutIdle());
+    }
+    return fewest;
   }
 });
 

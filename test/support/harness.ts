@@ -177,7 +177,7 @@ export class Harness {
         seen = await this.task(id);
         return test(seen) && seen;
       },
-      { timeoutMs: 20_000 },
+      { timeoutMs: 60_000 },
     );
   }
 

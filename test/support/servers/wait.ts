@@ -30,7 +30,7 @@ type Look<T> = { value: T | NotYet } | { error: unknown };
 export async function waitFor<T>(
   description: string,
   probe: () => Promise<T | NotYet>,
-  { timeoutMs = 10_000, intervalMs = 20 }: WaitOptions = {},
+  { timeoutMs = 30_000, intervalMs = 20 }: WaitOptions = {},
 ): Promise<T> {
   const controller = new AbortController();
   const bound = delay(timeoutMs, 'timeout' as const, { signal: controller.signal });
