@@ -54,11 +54,11 @@ export async function holdTraffic(
   }
   hold.attempts.push(attempt);
   holds.extend(hold, remaining);
-  if (work.hold) {
-    const remainingMs = holds.remaining(hold);
-    await session.bound(boundsOf(task, remainingMs));
-    await hold.pausing?.extend(remainingMs);
-  }
+  // The deadline counts from now, the server's own bounds from the last statement: with one session of
+  // the hold that may be from the start of a long drain.
+  const remainingMs = holds.remaining(hold);
+  await session.bound(boundsOf(task, remainingMs));
+  await hold.pausing?.extend(remainingMs);
   const { original, target } = hold.node;
   work.log.info(
     {

@@ -10,6 +10,15 @@ export interface SideLane {
 
 /** What a node may take beyond the cooldown before the hold goes on without it, in milliseconds. */
 const LATE_MS = 2_000;
+/** And what part of the hold's own time: the sessions that have their locks already do not wait longer. */
+const MOST_OF_HOLD = 0.75;
+
+export interface OpeningOptions {
+  readonly cooldownMs: number;
+  /** How long the hold may last. */
+  readonly remainingMs: number;
+  readonly signal: AbortSignal;
+}
 
 /**
  * Takes the locks of all lanes at the same time, and keeps them once all are there at the same moment.
@@ -21,10 +30,11 @@ const LATE_MS = 2_000;
 export async function openLanes(
   main: Lane,
   side: readonly SideLane[],
-  { cooldownMs, signal }: { cooldownMs: number; signal: AbortSignal },
+  { cooldownMs, remainingMs, signal }: OpeningOptions,
 ): Promise<readonly SideLane[]> {
   const given = new AbortController();
-  const late = delay(2 * cooldownMs + LATE_MS, undefined, { signal: given.signal });
+  const lateMs = Math.min(2 * cooldownMs + LATE_MS, MOST_OF_HOLD * remainingMs);
+  const late = delay(lateMs, undefined, { signal: given.signal });
   late.catch(() => undefined);
   const interrupted = new Promise<never>((_, reject) => {
     const interrupt = (): void =>

@@ -64,7 +64,7 @@ export class SharedSet {
   async leave(user: User): Promise<void> {
     if (!this.#users.delete(user) || this.#users.size > 0 || this.#over) return;
     this.#finish();
-    await this.#team?.catch(() => undefined);
+    if (this.#team) await inTime(this.#team);
     await Promise.all(this.#members.map((member) => release(member.transaction, member.locks)));
   }
 
@@ -114,13 +114,16 @@ export class SharedSet {
 
 /** Ends a transaction that may wait for a lock: a rollback would queue behind the statement that waits. */
 export async function release(transaction: Transaction, locks: LockSession): Promise<void> {
-  if (await inTime(locks.stop())) await transaction.rollback();
-  else transaction.destroy();
+  const isOver = (await inTime(locks.stop())) && (await inTime(transaction.rollback()));
+  if (!isOver) transaction.destroy();
 }
 
-/** @returns false when it takes longer than a server that answers would. */
-export async function inTime(work: Promise<void>): Promise<boolean> {
-  const done = work.then(() => true);
+/** @returns false when it takes longer than a server that answers would. Never throws. */
+export async function inTime(work: Promise<unknown>): Promise<boolean> {
+  const done = work.then(
+    () => true,
+    () => true,
+  );
   return within(STOP_MS, done, false);
 }
 

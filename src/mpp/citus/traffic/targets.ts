@@ -64,6 +64,8 @@ const TARGETS = `
     FROM placed AS d
     JOIN pg_class AS c ON c.oid = d.logicalrelid
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    -- LOCK TABLE refuses foreign tables, which Citus keeps on the coordinator alone.
+    WHERE c.relkind <> 'f'
     GROUP BY c.oid, c.relname, c.relowner, n.nspname
   ), space AS (
     SELECT current_setting('max_connections')::integer

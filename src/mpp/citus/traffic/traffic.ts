@@ -9,7 +9,7 @@ import type { Pausing, PauseRequest, TrafficControl, TrafficOptions } from '../.
 import { Lane } from './lane.js';
 import { readPrimaries, TrafficNode, type PrimaryRow, type TrafficNodeOptions } from './node.js';
 import { openLanes, type SideLane } from './opening.js';
-import { watched } from './shared-set.js';
+import { inTime, watched } from './shared-set.js';
 import { STRATEGIES, type PauseStrategy } from './strategies.js';
 import { waitUntilSynced } from './synced.js';
 
@@ -129,7 +129,7 @@ export class CitusTraffic implements TrafficControl {
         return { nodeid: row.nodeid, lane };
       });
     const signal = AbortSignal.any([request.signal, lost.signal]);
-    const lanes = { main, side: await openLanes(main, side, { cooldownMs, signal }) };
+    const lanes = { main, side: await openLanes(main, side, { cooldownMs, remainingMs, signal }) };
     open = true;
     return lanes;
   }
@@ -257,7 +257,8 @@ function pausing(
       strategy.retarget(session.client, held, nodes, target, cooldownMs),
     async extend(remainingMs) {
       await main.extend(remainingMs);
-      await Promise.all(side.map(({ lane }) => lane.extend(remainingMs).catch(() => undefined)));
+      // A node that has fallen silent must not keep what comes next from the group's turn.
+      await Promise.all(side.map(({ lane }) => inTime(lane.extend(remainingMs))));
     },
   };
 }
