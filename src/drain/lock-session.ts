@@ -6,7 +6,6 @@ import type { LockSessionOptions } from './lock-session-options.js';
 import { LockStack } from './lock-stack.js';
 import { areKeysOf, hasKeyOf, keysOf, type LockUnit } from './lock-unit.js';
 import type { Server } from './server.js';
-import { vertexOf, type Vertex } from './wait-graph.js';
 import { WantList } from './want-list.js';
 
 /**
@@ -16,7 +15,6 @@ import { WantList } from './want-list.js';
 export class LockSession {
   readonly server: Server;
   readonly pid: number;
-  readonly vertex: Vertex;
   readonly #onActive: () => void;
   readonly #stack: LockStack;
   readonly #interrupter: Interrupter;
@@ -41,7 +39,6 @@ export class LockSession {
   constructor({ server, pid, client, onActive }: LockSessionOptions) {
     this.server = server;
     this.pid = pid;
-    this.vertex = vertexOf(server.key, pid);
     this.#stack = new LockStack(client);
     this.#interrupter = new Interrupter(server, pid);
     this.#onActive = onActive;

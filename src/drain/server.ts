@@ -1,6 +1,6 @@
 import type { Pool } from 'pg';
 import { queryAgain, queryOnce } from '../postgres/again.js';
-import { vertexOf, type Edge } from './wait-graph.js';
+import { vertexOf, type Edge, type Vertex } from './wait-graph.js';
 
 /** A session that was ended because it was in the way of a lock. */
 export interface Ended {
@@ -14,8 +14,11 @@ export interface Ended {
 
 /** One server on which locks are taken, or whose lock waits say who is in the way of whom. */
 export class Server {
-  /** Its nodeid, by which sessions that work for its clients are known on other servers. */
-  readonly key: string;
+  /**
+   * Its nodeid, by which sessions that work for its clients are known on other servers. It may get
+   * another one: the coordinator has 0 until it is registered.
+   */
+  key: string;
   /** host:port, for people. */
   readonly name: string;
   readonly #watch: Pool;
@@ -25,6 +28,10 @@ export class Server {
     this.key = options.key;
     this.name = options.name;
     this.#watch = options.watch;
+  }
+
+  vertexOf(pid: number): Vertex {
+    return vertexOf(this.key, pid);
   }
 
   /**
@@ -61,8 +68,8 @@ export class Server {
 
   #edgesOf(rows: readonly EdgeRow[]): Edge[] {
     return rows.map((row) => ({
-      waiter: row.waiter_origin ?? vertexOf(this.key, row.waiter),
-      blocker: row.blocker_origin ?? vertexOf(this.key, row.blocker),
+      waiter: row.waiter_origin ?? this.vertexOf(row.waiter),
+      blocker: row.blocker_origin ?? this.vertexOf(row.blocker),
       pid: row.waiter,
     }));
   }

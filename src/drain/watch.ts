@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { SessionLostError } from '../errors.js';
 import type { LockSession } from './lock-session.js';
 import type { Ended, Server } from './server.js';
-import { findKnots, type Edge } from './wait-graph.js';
+import { findKnots, type Edge, type Vertex } from './wait-graph.js';
 
 /** How often a server is looked at while a lock is waited for on it, in milliseconds. */
 const LOOK_MS = 1;
@@ -21,6 +21,11 @@ export interface WatchOptions {
   readonly onError: (server: Server, error: unknown) => void;
 }
 
+/** What takes locks and has waited for long enough; sessions that join it later have, too. */
+export interface Impatient {
+  readonly sessions: readonly LockSession[];
+}
+
 /** What was seen of one server last. */
 interface Sight {
   chains: readonly Edge[];
@@ -36,8 +41,8 @@ interface Sight {
 export class Watch {
   readonly #options: WatchOptions;
   readonly #sessions = new Set<LockSession>();
-  /** Those that have lost patience, and on whose behalf. */
-  readonly #impatient = new Map<LockSession, Set<object>>();
+  /** Those that have lost patience, by on whose behalf. */
+  readonly #impatient = new Set<Impatient>();
   readonly #servers = new Set<Server>();
   readonly #sights = new Map<Server, Sight>();
   readonly #looking = new Set<Server>();
@@ -72,22 +77,15 @@ export class Watch {
 
   remove(session: LockSession): void {
     this.#sessions.delete(session);
-    this.#impatient.delete(session);
   }
 
-  /** From now on these yield to nobody, and who is in their way is ended, until `regainPatience`. */
-  losePatience(sessions: readonly LockSession[], reason: object): void {
-    for (const session of sessions.filter((one) => this.#sessions.has(one))) {
-      const reasons = this.#impatient.get(session) ?? new Set();
-      this.#impatient.set(session, reasons.add(reason));
-    }
+  /** From now on its sessions yield to nobody, and who is in their way is ended, until `regainPatience`. */
+  losePatience(impatient: Impatient): void {
+    this.#impatient.add(impatient);
   }
 
-  regainPatience(reason: object): void {
-    for (const [session, reasons] of this.#impatient) {
-      reasons.delete(reason);
-      if (reasons.size === 0) this.#impatient.delete(session);
-    }
+  regainPatience(impatient: Impatient): void {
+    this.#impatient.delete(impatient);
     if (this.#impatient.size === 0) this.#named.clear();
   }
 
@@ -138,14 +136,14 @@ export class Watch {
   /** The sessions themselves wait for the answer before they go on. */
   async #lookCloser(server: Server, here: readonly LockSession[]): Promise<readonly Edge[]> {
     const ours = [...this.#sessions].filter((session) => session.server === server);
-    const yielding = here.filter((session) => !this.#impatient.has(session));
+    const yielding = here.filter((session) => !this.#isImpatient(session));
     const [all, waiting, may] = [ours, here, yielding].map((some) => some.map(({ pid }) => pid));
     const look = server.chains(all ?? [], waiting ?? [], may ?? []);
     for (const session of yielding) session.lookedAt(look);
     const { edges, interrupted } = await look;
     for (const session of yielding.filter(({ pid }) => interrupted.includes(pid))) {
       const isBehind = ({ blocker, pid }: Edge): boolean =>
-        blocker === session.vertex && !(all ?? []).includes(pid);
+        blocker === server.vertexOf(session.pid) && !(all ?? []).includes(pid);
       session.giveWayTo(
         edges.filter(isBehind).map(({ pid }) => pid),
         true,
@@ -163,13 +161,17 @@ export class Watch {
     return [...this.#sessions].filter(({ waiting }) => waiting && waiting.since < before);
   }
 
+  #isImpatient(session: LockSession): boolean {
+    return [...this.#impatient].some(({ sessions }) => sessions.includes(session));
+  }
+
   #yield(): void {
-    const sessions = new Map([...this.#sessions].map((session) => [session.vertex, session]));
-    const waiting = this.#waiting().map(({ vertex }) => vertex);
+    const sessions = new Map([...this.#sessions].map((session) => [vertexOf(session), session]));
+    const waiting = this.#waiting().map(vertexOf);
     const edges = [...this.#sights.values()].flatMap(({ chains, waits }) => [...chains, ...waits]);
     for (const { session, blocked } of findKnots(edges, waiting, new Set(sessions.keys()))) {
       const holder = sessions.get(session);
-      if (!holder?.canYield || this.#impatient.has(holder)) continue;
+      if (!holder?.canYield || this.#isImpatient(holder)) continue;
       holder.giveWayTo(blocked);
       // What was seen before is about to be no longer so.
       this.#sights.clear();
@@ -178,7 +180,7 @@ export class Watch {
 
   async #force(session: LockSession): Promise<void> {
     const { waiting, server, pid } = session;
-    if (!waiting || waiting.unit.sparing || !this.#impatient.has(session)) return;
+    if (!waiting || waiting.unit.sparing || !this.#isImpatient(session)) return;
     if (performance.now() - (this.#forcedAt.get(session) ?? 0) < FORCE_MS) return;
     this.#forcedAt.set(session, performance.now());
     const spared = [...this.#sessions].filter((s) => s.server === server).map((s) => s.pid);
@@ -190,4 +192,8 @@ export class Watch {
       this.#options.onEnded(ended, performance.now() - session.wantedSince);
     }
   }
+}
+
+function vertexOf({ server, pid }: LockSession): Vertex {
+  return server.vertexOf(pid);
 }

@@ -24,7 +24,7 @@ describe('many shards', () => {
     controller = await h.startController();
   });
   afterEach(async () => {
-    await h.db.query('SELECT mpp_release(1)');
+    for (const groupid of [1, 2]) await h.db.query('SELECT mpp_release($1)', [groupid]);
     await waitUntilNothingHeld(h);
   });
   afterAll(async () => h.stop());
@@ -48,9 +48,9 @@ describe('many shards', () => {
     controller = await h.startController();
   }
 
-  async function demote(pause: 'writes' | 'all' = 'all'): Promise<TaskRow> {
-    const node = await primaryAddress(h, 1);
-    return h.request({ event: 'before_demote', groupid: 1, node, pause, cooldown: '10s' });
+  async function demote(pause: 'writes' | 'all' = 'all', groupid = 1): Promise<TaskRow> {
+    const node = await primaryAddress(h, groupid);
+    return h.request({ event: 'before_demote', groupid, node, pause, cooldown: '10s' });
   }
 
   function settingIn(reason: string | null): number {
@@ -85,6 +85,14 @@ describe('many shards', () => {
 
     await restart(h.cluster.coordinator, setting);
     expect(await demote('writes')).toMatchObject({ status: 'holding', reason: null });
+    await h.db.query('SELECT mpp_release(1)');
+    await waitUntilNothingHeld(h);
+
+    // There is room for one group, and both want theirs at the same time.
+    const both = await Promise.all([demote('writes', 1), demote('writes', 2)]);
+    expect(both.map(({ status }) => status).sort()).toEqual(['failed', 'holding']);
+    const refused = both.find(({ status }) => status === 'failed');
+    expect(settingIn(refused?.reason ?? null)).toBeGreaterThan(setting);
   });
 
   it('that are too many for another node: it is left out, and named with what to set there', async () => {

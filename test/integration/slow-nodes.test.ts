@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import type { ControllerProcess } from '../support/controller-process.js';
 import { Actor } from '../support/faults/actor.js';
-import { holdLocks, waitUntilNothingHeld } from '../support/faults/hold-sessions.js';
+import { waitUntilNothingHeld } from '../support/faults/hold-sessions.js';
 import { subjectOf, type Subject } from '../support/faults/subject.js';
 import { Harness } from '../support/harness.js';
 import { waitFor, type Server } from '../support/servers/index.js';
@@ -15,7 +15,6 @@ describe('a hold with a slow node', () => {
   let subject: Subject;
   let entry: Server;
   const actors: Actor[] = [];
-  const frozen: number[] = [];
 
   beforeAll(async () => {
     h = await Harness.start({ template: inject('template'), standbys: false });
@@ -28,7 +27,7 @@ describe('a hold with a slow node', () => {
     await h.db.query('INSERT INTO items VALUES ($1, 0)', [subject.key]);
   });
   afterEach(async () => {
-    for (const pid of frozen.splice(0)) process.kill(pid, 'SIGCONT');
+    await entry.thaw();
     await Promise.all(actors.splice(0).map((actor) => actor.end()));
     await h.db.query('SELECT mpp_release(1)');
     await waitUntilNothingHeld(h);
@@ -42,16 +41,6 @@ describe('a hold with a slow node', () => {
     return actor;
   }
 
-  /** As a node behind a network that swallows everything. */
-  async function freeze(): Promise<void> {
-    const locks = await entry.withSession(holdLocks);
-    expect(locks.length).toBeGreaterThan(0);
-    for (const pid of new Set(locks.map((lock) => lock.pid))) {
-      process.kill(pid, 'SIGSTOP');
-      frozen.push(pid);
-    }
-  }
-
   it.each(['writes', 'all'] as const)(
     'one that falls silent while held does not keep the promotion waiting, under %s',
     async (pause) => {
@@ -62,7 +51,7 @@ describe('a hold with a slow node', () => {
         pause,
       });
       expect(demote).toMatchObject({ status: 'holding', reason: null });
-      await freeze();
+      await entry.freeze();
       const promote = await h.request({ event: 'before_promote', groupid: 1, node: subject.next });
       expect(promote.status).toBe('holding');
       const after = await h.request({ event: 'after_promote', groupid: 1, node: subject.next });
@@ -71,7 +60,7 @@ describe('a hold with a slow node', () => {
     },
   );
 
-  it('one that falls silent while the hold drains is left out before the timeout', async () => {
+  it('one that falls silent while the hold drains is left out before the cooldown', async () => {
     const client = await through(entry);
     await client.begin(UPDATE, [subject.key]);
     const id = await h.report({
@@ -79,16 +68,29 @@ describe('a hold with a slow node', () => {
       groupid: 1,
       node: subject.node,
       pause: 'writes',
-      timeout: '8s',
-      cooldown: '4s',
+      timeout: '2min',
+      cooldown: '1min',
     });
     await client.isInTheWay();
-    await freeze();
+    await entry.freeze();
+    await expectLeftOut(id);
+    await entry.thaw();
+    // Nobody has ended its session.
+    await client.query('COMMIT');
+  });
+
+  it('one that takes connections and says nothing is left out', async () => {
+    await entry.freeze();
+    const demote = { event: 'before_demote', groupid: 1, node: subject.node } as const;
+    await expectLeftOut(await h.report({ ...demote, timeout: '2min', cooldown: '1min' }));
+  });
+
+  async function expectLeftOut(id: string): Promise<void> {
     const task = await h.acknowledged(id);
     expect(task.status).toBe('holding');
     expect(task.attempt).toBe(1);
     expect(task.reason).toContain(`what enters through ${entry.address} does not wait: `);
-  });
+  }
 
   it('lasts until its deadline, which is counted from when the last node had its locks', async () => {
     const client = await through(entry);

@@ -133,15 +133,35 @@ export class Server {
   }
 
   /**
+   * As behind a network that swallows everything: connections are taken, and nothing is answered.
+   *
+   * @returns the process ids of the backends.
+   */
+  async freeze(): Promise<number[]> {
+    const { pid } = this;
+    if (pid === undefined) return [];
+    // A stopped postmaster starts no backend between our look and the signal.
+    signal(pid, 'SIGSTOP');
+    const backends = await childrenOf(pid);
+    for (const backend of backends) signal(backend, 'SIGSTOP');
+    return backends;
+  }
+
+  /** Undoes `freeze`. */
+  async thaw(): Promise<void> {
+    const { pid } = this;
+    if (pid === undefined) return;
+    for (const process of [...(await childrenOf(pid)), pid]) signal(process, 'SIGCONT');
+  }
+
+  /**
    * A crash: the postmaster and all its backends get SIGKILL at once. Resolves when all are gone,
    * as a backend that lives on would keep the shared memory and make a restart fail.
    */
   async kill(): Promise<void> {
     const child = this.#child;
     if (child?.pid === undefined) return;
-    // A stopped postmaster starts no backend between our look and the signal.
-    signal(child.pid, 'SIGSTOP');
-    const backends = await childrenOf(child.pid);
+    const backends = await this.freeze();
     for (const pid of [child.pid, ...backends]) signal(pid, 'SIGKILL');
     await this.#waitUntilGone(child);
     await waitFor(`the backends of server ${this.name} to be gone`, async () => {

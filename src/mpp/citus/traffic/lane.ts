@@ -2,7 +2,6 @@ import type { LockSession } from '../../../drain/lock-session.js';
 import type { LockUnit } from '../../../drain/lock-unit.js';
 import { obtain } from '../../../drain/lock-team.js';
 import type { Watch } from '../../../drain/watch.js';
-import { queryAgain } from '../../../postgres/again.js';
 import { sqlState } from '../../../postgres/sqlstate.js';
 import { Transaction } from '../../../postgres/transaction.js';
 import { within } from '../../../within.js';
@@ -43,7 +42,6 @@ export class Lane {
   #transaction: Transaction | undefined;
   #ownLocks: LockSession | undefined;
   #impatience: NodeJS.Timeout | undefined;
-  #impatient = false;
   #targets: Targets | undefined;
   /** False when the targets may have changed since they were read. */
   #upToDate = true;
@@ -104,10 +102,13 @@ export class Lane {
     const readAt = performance.now();
     const targets = await this.#read();
     this.#targets = targets;
-    const refusal = notLockable(targets, groupid, this.node.server.name);
+    const { lockSpace, server } = this.node;
+    const locksTaken = Math.max(targets.locksTaken, lockSpace.claimedBeside(this));
+    const refusal = notLockable({ ...targets, locksTaken }, groupid, server.name);
     const mayNot = refusal?.code === 'NOT_OWNER' && this.#own?.coversShared === true;
     if (refusal && !mayNot) throw refusal;
     if (refusal && pause === 'all') this.#reason = `writes wait, reads do not: ${refusal.message}`;
+    lockSpace.claim(this, targets.shards.length);
     const all = pause === 'all' && !refusal && (await this.#takeTables(targets));
     // Who can touch no table can touch no shard: only what commits the change needs those, too.
     if (!all || this.#own) await this.#takeWrites(targets, all || mayNot);
@@ -148,7 +149,7 @@ export class Lane {
 
   /** Whether the node is there is found out on a session that is bounded tightly. */
   async #read(): Promise<Targets> {
-    if (!this.#own) await queryAgain(this.node.looks, { text: 'SELECT' });
+    if (!this.#own) await this.node.ping();
     return readTargets(this.node.sessions, this.#order.groupid);
   }
 
@@ -156,7 +157,7 @@ export class Lane {
   async keep(): Promise<void> {
     if (this.#over.signal.aborted) return;
     clearTimeout(this.#impatience);
-    this.#watch.regainPatience(this);
+    this.#watch.regainPatience(this.#locks);
     this.#locks.keep(this);
     this.#kept = true;
     this.node.holds += 1;
@@ -172,7 +173,8 @@ export class Lane {
   /** Lets the traffic of this node go on. */
   async release(): Promise<void> {
     clearTimeout(this.#impatience);
-    this.#watch.regainPatience(this);
+    this.#watch.regainPatience(this.#locks);
+    this.node.lockSpace.give(this);
     if (this.#kept) this.node.holds -= 1;
     this.#kept = false;
     this.#over.abort(new Error('this part of the hold was given up'));
@@ -233,13 +235,11 @@ export class Lane {
       });
     }
     const holding = this.#locks.hold(own.locks, own.unitsFor, targets);
-    if (this.#impatient) this.#losePatience();
     await Promise.all([keeping, holding]);
   }
 
   #losePatience(): void {
-    this.#impatient = true;
-    this.#watch.losePatience(this.#locks.sessions, this);
+    this.#watch.losePatience(this.#locks);
     // Those in the way are ended from now on, so nobody else need be kept out.
     const { gate } = this.node;
     if (this.#locks.held.some(({ sparing }) => sparing === gate)) void this.#leave(gate);

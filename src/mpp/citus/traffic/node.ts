@@ -1,10 +1,12 @@
 import type { Pool } from 'pg';
 import { Server } from '../../../drain/server.js';
 import type { Watch } from '../../../drain/watch.js';
+import { queryAgain } from '../../../postgres/again.js';
 import { createPool, type PoolOptions } from '../../../postgres/pool.js';
 import type { Connection } from '../../../postgres/session.js';
 import type { Queryable } from '../../../postgres/queryable.js';
 import type { Address } from '../../../tasks/task.js';
+import { LockSpace } from './lock-space.js';
 import { SharedLocks } from './shared-locks.js';
 
 /** A node as pg_dist_node has it. */
@@ -62,9 +64,12 @@ export class TrafficNode {
   readonly shared: SharedLocks;
   /** What is locked only while holds are being opened. */
   readonly gate: SharedLocks;
+  /** What holds need of the server's lock table. */
+  readonly lockSpace = new LockSpace();
   /** How many holds are established here. */
   holds = 0;
   readonly #watch: Watch;
+  #ping: Promise<unknown> | undefined;
 
   constructor({
     key,
@@ -92,6 +97,14 @@ export class TrafficNode {
     this.gate = new SharedLocks({ server, sessions, watch, before: this.shared });
     this.#watch = watch;
     watch.addServer(this.server);
+  }
+
+  /** @throws when it does not answer, or not soon. */
+  async ping(): Promise<void> {
+    this.#ping ??= queryAgain(this.looks, { text: 'SELECT' }).finally(
+      () => (this.#ping = undefined),
+    );
+    await this.#ping;
   }
 
   async close(): Promise<void> {

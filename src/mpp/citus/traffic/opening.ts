@@ -8,6 +8,10 @@ export interface SideLane {
   readonly lane: Lane;
 }
 
+/** How often it is asked whether a node is still there, in milliseconds, once it takes longer than that. */
+const PING_MS = 250;
+/** So often in a row it may not say so: a busy server may miss one. */
+const MOST_MISSED = 2;
 /** What a node may take beyond the cooldown before the hold goes on without it, in milliseconds. */
 const LATE_MS = 2_000;
 /** And what part of the hold's own time: the sessions that have their locks already do not wait longer. */
@@ -44,7 +48,7 @@ export async function openLanes(
   });
   interrupted.catch(() => undefined);
   const sideOf = (lane: Lane, work: () => Promise<void>): Promise<void> =>
-    leaveOutLate(lane, work, late);
+    leaveOutLate(lane, work, late, given.signal);
   try {
     await Promise.race([
       interrupted,
@@ -70,11 +74,40 @@ async function leaveOutLate(
   lane: Lane,
   work: () => Promise<void>,
   late: Promise<void>,
+  given: AbortSignal,
 ): Promise<void> {
+  const done = new AbortController();
   try {
-    const inTime = await Promise.race([work().then(() => true), late.then(() => false)]);
-    if (!inTime) await lane.leaveOut('its locks could not be had in time');
+    const why = await Promise.race([
+      work().then(() => null),
+      late.then(() => 'its locks could not be had in time'),
+      silence(lane, AbortSignal.any([done.signal, given])),
+    ]);
+    if (why !== null) await lane.leaveOut(why);
   } catch (error) {
     await lane.leaveOut(errorText(error));
+  } finally {
+    done.abort();
   }
+}
+
+/** @returns why the node of a lane counts as silent; never unless it is. */
+async function silence({ node }: Lane, signal: AbortSignal): Promise<string> {
+  let why = '';
+  for (let missed = 0; missed < MOST_MISSED;) {
+    if (!(await slept(PING_MS, signal))) return new Promise(() => undefined);
+    try {
+      await node.ping();
+      missed = 0;
+    } catch (error) {
+      missed += 1;
+      why = `it has fallen silent: ${errorText(error)}`;
+    }
+  }
+  return why;
+}
+
+/** @returns false when it was woken by the signal. */
+async function slept(ms: number, signal: AbortSignal): Promise<boolean> {
+  return delay(ms, true, { signal }).catch(() => false);
 }

@@ -182,7 +182,10 @@ export class CitusTraffic implements TrafficControl {
     // Whatever address the coordinator's row has, it is the server that we work on.
     const id = check ? 'coordinator' : `${key} at ${name}`;
     const known = this.#nodes.get(id);
-    if (known) return known;
+    if (known) {
+      known.server.key = key;
+      return known;
+    }
     const { schema, logger } = this.#options;
     const node = new TrafficNode({
       key,
