@@ -109,6 +109,34 @@ describe('a hold that drains yields', () => {
     },
   );
 
+  // Theirs is one call for all shards, and the doors are what keeps new writers out of its way.
+  it.each(['pause-node', 'demoted-row'])(
+    'with %s: a client in the middle wants the reference table, another a further shard',
+    async (strategy) => {
+      await controller.end();
+      controller = await h.startController({ MPP_STRATEGY: strategy });
+      const client = await through(h.cluster.coordinator);
+      const other = await through(h.cluster.coordinator);
+      await client.begin(ITEM, [keyOf(1)]);
+      await other.begin(ITEM, [keyOf(1, 1)]);
+      const id = await demote('writes');
+      await waitUntilTable(h.cluster.coordinator, 'lookup', { granted: true });
+      await client.query(LOOKUP, [1]);
+      await other.query(NOTE, [keyOf(1, 1)]);
+      await client.query('COMMIT');
+      await other.query('COMMIT');
+      expect((await held(id)).reason).toBeNull();
+      expect(yields()).toBeGreaterThan(0);
+      expect((await h.task(id)).attempt).toBe(1);
+      const next = await through(h.cluster.coordinator);
+      const waiting = await next.sendAndWait(ITEM, [keyOf(1)]);
+      await h.db.query('SELECT mpp_release(1)');
+      await waiting.answer;
+      await controller.end();
+      controller = await h.startController();
+    },
+  );
+
   it('a place in a queue is given back: a client waits behind the hold, and the hold for the other', async () => {
     const reader = await through(h.cluster.coordinator);
     const client = await through(h.cluster.coordinator);
