@@ -84,6 +84,13 @@ export class Server {
     return rows[0]?.blocks ?? false;
   }
 
+  /** Whether a process waits for a lock that somebody has, or for its place in the queue. */
+  async isBlocked(pid: number): Promise<boolean> {
+    const query = { name: 'mpp-is-blocked', text: IS_BLOCKED, values: [pid] };
+    const { rows } = await queryAgain<{ blocked: boolean }>(this.#watch, query);
+    return rows[0]?.blocked ?? false;
+  }
+
   /** Interrupts the statement that a process runs, if it runs one. */
   async cancel(pid: number): Promise<void> {
     await queryAgain(this.#watch, { name: 'mpp-cancel', text: CANCEL, values: [pid] });
@@ -179,6 +186,8 @@ const WAITS = `
 const BLOCKS = `
   SELECT coalesce(bool_or($1::integer = ANY (pg_blocking_pids(w.pid))), false) AS blocks
   FROM unnest($2::integer[]) AS w (pid)`;
+
+const IS_BLOCKED = 'SELECT cardinality(pg_blocking_pids($1::integer)) > 0 AS blocked';
 
 /** Citus has another function of this name, for the processes of all nodes. */
 const CANCEL = 'SELECT pg_cancel_backend($1::integer)';

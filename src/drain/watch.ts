@@ -12,7 +12,7 @@ const UNWATCHED_MS = 1;
 const AGAIN_MS = 250;
 /** How often sessions in the way are ended: each may take a moment. */
 const FORCE_MS = 100;
-/** How often all servers are looked at for waits that run through several of them. */
+/** How often all servers are looked at for waits that run through several of them, and how soon first. */
 const WIDE_MS = 10;
 
 export interface WatchOptions {
@@ -119,7 +119,11 @@ export class Watch {
     if (waiting.length === 0) return;
     const here = waiting.filter((session) => session.server === server);
     const sight = this.#sights.get(server) ?? { chains: [], waits: [], wideAt: 0 };
-    const wide = this.#servers.size > 1 && performance.now() - sight.wideAt >= WIDE_MS;
+    const before = performance.now() - WIDE_MS;
+    const wide =
+      this.#servers.size > 1 &&
+      sight.wideAt <= before &&
+      waiting.some(({ wantedSince }) => wantedSince <= before);
     if (here.length === 0 && !wide) return;
     this.#looks += 1;
     if (wide) {

@@ -205,6 +205,24 @@ describe('two Citus databases on the same nodes', () => {
     expect(await primaryAddress(second, 3)).toEqual(next);
   });
 
+  it('row N: PostgreSQL is killed while the traffic of both waits', async () => {
+    const [node, next] = [await primaryAddress(first, 1), await otherName(1)];
+    const demote = await first.request({ event: 'before_demote', groupid: 1, node });
+    expect(demote).toMatchObject({ status: 'holding', reason: null });
+    await first.cluster.coordinator.kill();
+    await first.cluster.coordinator.start();
+    await Promise.all([first, second].map((h) => h.reconnect()));
+    const after = await first.request({ event: 'after_promote', groupid: 1, node: next });
+    expect(after.status).toBe('done');
+    expect((await second.ended((await copied(second, after.id)).id)).status).toBe('done');
+    expect((await first.ended(demote.id)).status).toMatch(/^(done|rolled_back)$/);
+    for (const h of [first, second]) {
+      expect(await primaryAddress(h, 1)).toEqual(next);
+      await waitFor('nothing to be held', async () => (await h.holds()) === 0);
+    }
+    await waitUntilTold(first);
+  });
+
   it('copies what hooks say of the members', async () => {
     const next = await otherName(3);
     await second.db.query("SELECT mpp_report(3, $1, $2, 'primary')", [next.host, next.port]);

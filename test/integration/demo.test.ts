@@ -133,7 +133,7 @@ class Demo {
     const ended = once(this.#child, 'exit');
     this.#child.kill(name);
     await ended;
-    expect(await this.#stderr).toBe('');
+    expect(await this.#stderr, this.stdout).toBe('');
     return { exitCode: this.#child.exitCode, signal: this.#child.signalCode };
   }
 }

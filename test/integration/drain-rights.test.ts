@@ -6,6 +6,7 @@ import { waitUntilNothingHeld, waitUntilTable } from '../support/faults/hold-ses
 import { subjectOf, type Subject } from '../support/faults/subject.js';
 import { Harness } from '../support/harness.js';
 import { waitFor, type Server } from '../support/servers/index.js';
+import { waitUntilSynced } from '../support/standin/observe.js';
 
 const UPDATE = 'UPDATE items SET v = v + 1 WHERE id = $1';
 const NOTE = 'UPDATE notes SET v = v + 1 WHERE id = $1';
@@ -49,6 +50,7 @@ describe('what the role of a controller may do', () => {
 
   /** Citus sends it to the workers by itself; the stand-in does not. */
   async function onAllNodes(statement: string): Promise<void> {
+    if (h.cluster.hasCitus) await waitUntilSynced(h.db);
     await h.db.query(statement);
     if (h.cluster.hasCitus) return;
     for (const { primary } of h.cluster.workers) {

@@ -106,6 +106,8 @@ describe('the source patroni', () => {
     ['says nothing', null],
     ['has no cluster', undefined],
     ['answers what is no JSON', '<html>'],
+    ['breaks off', '{"members": [{"role": "leader"'],
+    ['answers without end', JSON.stringify({ members: [], rest: ' '.repeat(2_000_000) })],
     ['answers what is not Patroni', { status: 'fine' }],
   ])('goes to another member when the first %s', async (_, answer) => {
     const [first, second] = [await rest(), await rest([LEADER, REPLICA])];

@@ -80,9 +80,14 @@ describe('a hold with a slow node', () => {
   });
 
   it('one that takes connections and says nothing is left out', async () => {
+    const client = await through(h.cluster.coordinator);
     await entry.freeze();
     const demote = { event: 'before_demote', groupid: 1, node: subject.node } as const;
-    await expectLeftOut(await h.report({ ...demote, timeout: '2min', cooldown: '1min' }));
+    const id = await h.report({ ...demote, timeout: '2min', cooldown: '1min' });
+    await waitFor('the task to be claimed', async () => (await h.task(id)).status === 'claimed');
+    // Until it is known that the node says nothing, nobody waits elsewhere.
+    await client.query(UPDATE, [subject.key]);
+    await expectLeftOut(id);
   });
 
   async function expectLeftOut(id: string): Promise<void> {

@@ -103,7 +103,10 @@ export class Harness {
   /** Opens it anew, after the coordinator has been restarted or replaced. */
   async reconnect(): Promise<void> {
     await this.#session.end().catch(() => undefined);
-    this.#session = await waitFor('the coordinator', () => this.cluster.coordinator.connect());
+    const { database } = this.#session;
+    this.#session = await waitFor('the coordinator', () =>
+      this.cluster.coordinator.connect('test', database),
+    );
   }
 
   /** Starts a controller and waits until it is active. */

@@ -79,7 +79,7 @@ export class LaneLocks {
   async holdShared(common: SharedLocks, unitsFor: UnitsFor, targets: Targets): Promise<void> {
     const units = unitsFor(targets);
     if (units.length === 0) return;
-    const { locks } = await this.#join(common);
+    const { locks } = await this.join(common);
     this.#add({ locks, units, unitsFor });
     await common.take(units);
   }
@@ -91,7 +91,7 @@ export class LaneLocks {
     targets: Targets,
     until: number,
   ): Promise<string | null> {
-    const { locks } = await this.#join(common);
+    const { locks } = await this.join(common);
     const units = unitsFor(targets);
     const inTheWay = await common.tryFor(units, until, this.#signal);
     if (inTheWay === null) this.#add({ locks, units, unitsFor, sparing: common });
@@ -108,7 +108,8 @@ export class LaneLocks {
     await share.leave();
   }
 
-  async #join(common: SharedLocks): Promise<Share> {
+  /** Has a part in shared locks, whatever it will want of them. */
+  async join(common: SharedLocks): Promise<Share> {
     const known = this.#shares.get(common);
     if (known) return known;
     const share = await common.join(this.#order.remainingMs, this.#order.onLost);

@@ -3,25 +3,22 @@ import type { LockUnit } from '../../../drain/lock-unit.js';
 import { obtain } from '../../../drain/lock-team.js';
 import type { Watch } from '../../../drain/watch.js';
 import { sqlState } from '../../../postgres/sqlstate.js';
-import { Transaction } from '../../../postgres/transaction.js';
 import { within } from '../../../within.js';
 import type { LaneOrder, OwnLocks } from './lane-order.js';
 import type { TrafficNode } from './node.js';
 import { LaneLocks, type Held } from './lane-locks.js';
+import { LaneSession } from './lane-session.js';
 import type { SharedLocks } from './shared-locks.js';
-import { boundsFor, inTime, release, watched } from './shared-set.js';
 import {
   doorsOf,
   notLockable,
   readersOf,
-  readTargets,
   sameTargets,
-  shardLocks,
   writersOf,
   type Targets,
 } from './targets.js';
 
-/** So long a lock takes that nobody has, in milliseconds, and some more. */
+/** How soon a lock is there that nobody has, in milliseconds; a busy server may take longer. */
 const AT_ONCE_MS = 5;
 /** What was read longer ago is read again before it is relied on, in milliseconds. */
 const FRESH_MS = 20;
@@ -34,15 +31,15 @@ export class Lane {
   readonly node: TrafficNode;
   readonly #watch: Watch;
   readonly #order: LaneOrder;
-  readonly #own: OwnLocks | undefined;
+  readonly #own: LaneSession;
   /** By performance.now(). */
-  readonly #patientUntil: number;
+  #patientUntil = Infinity;
   readonly #over = new AbortController();
   readonly #locks: LaneLocks;
-  #transaction: Transaction | undefined;
-  #ownLocks: LockSession | undefined;
   #impatience: NodeJS.Timeout | undefined;
   #targets: Targets | undefined;
+  /** When the targets were read, by performance.now(). */
+  #readAt = -Infinity;
   /** False when the targets may have changed since they were read. */
   #upToDate = true;
   #reason: string | null = null;
@@ -53,8 +50,7 @@ export class Lane {
     this.node = node;
     this.#watch = watch;
     this.#order = order;
-    this.#own = own;
-    this.#patientUntil = performance.now() + order.cooldownMs;
+    this.#own = new LaneSession(node, watch, order, this.#over.signal, own);
     this.#locks = new LaneLocks(order, this.#over.signal);
   }
 
@@ -80,12 +76,29 @@ export class Lane {
   }
 
   /**
+   * Opens the sessions that it will need. No lock is taken before all lanes have theirs: clients do not
+   * wait while nodes are connected to.
+   */
+  async prepare(): Promise<void> {
+    const opens = this.#order.pause === 'writes' && !this.#own.commits;
+    await Promise.all([opens ? this.#own.open() : undefined, this.#joinIfNeeded()]);
+  }
+
+  async #joinIfNeeded(): Promise<void> {
+    const { tables, shared } = await this.#read();
+    const needed = this.#order.pause === 'all' ? tables : this.#own.coversShared ? [] : shared;
+    if (needed.length > 0) await this.#locks.join(this.node.shared);
+  }
+
+  /**
    * Takes the locks: tables, then shards.
    *
    * @throws DatabaseStateError when this role may not lock here or there is no room for the locks;
    *   the error of a statement that failed.
    */
   async take(): Promise<void> {
+    if (this.#over.signal.aborted) return;
+    this.#patientUntil = Math.min(this.#patientUntil, performance.now() + this.#order.cooldownMs);
     for (let attempt = 1; ; attempt += 1) {
       try {
         await this.#takeAll();
@@ -93,26 +106,36 @@ export class Lane {
       } catch (error) {
         if (attempt === GONE_TRIES || !isGone(error)) throw error;
         this.#locks.forget();
+        this.#targets = undefined;
       }
     }
   }
 
   async #takeAll(): Promise<void> {
     const { groupid, pause } = this.#order;
-    const readAt = performance.now();
-    const targets = await this.#read();
-    this.#targets = targets;
+    const targets = (this.#isFresh && this.#targets) || (await this.#read());
     const { lockSpace, server } = this.node;
     const locksTaken = Math.max(targets.locksTaken, lockSpace.claimedBeside(this));
     const refusal = notLockable({ ...targets, locksTaken }, groupid, server.name);
-    const mayNot = refusal?.code === 'NOT_OWNER' && this.#own?.coversShared === true;
+    const mayNot = refusal?.code === 'NOT_OWNER' && this.#own.coversShared;
     if (refusal && !mayNot) throw refusal;
     if (refusal && pause === 'all') this.#reason = `writes wait, reads do not: ${refusal.message}`;
     lockSpace.claim(this, targets.shards.length);
     const all = pause === 'all' && !refusal && (await this.#takeTables(targets));
     // Who can touch no table can touch no shard: only what commits the change needs those, too.
-    if (!all || this.#own) await this.#takeWrites(targets, all || mayNot);
-    this.#upToDate = performance.now() - readAt < FRESH_MS;
+    if (!all || this.#own.commits) await this.#takeWrites(targets, all || mayNot);
+    this.#upToDate = this.#isFresh;
+  }
+
+  get #isFresh(): boolean {
+    return performance.now() - this.#readAt < FRESH_MS;
+  }
+
+  async #read(): Promise<Targets> {
+    const readAt = performance.now();
+    this.#targets = await this.node.targets.read(this.#order.groupid);
+    this.#readAt = readAt;
+    return this.#targets;
   }
 
   /**
@@ -123,15 +146,16 @@ export class Lane {
     if (this.#over.signal.aborted) return;
     try {
       if (!this.#upToDate) {
+        const before = this.#targets;
         const targets = await this.#read();
-        this.#upToDate = sameTargets(targets, this.#targets);
-        this.#targets = targets;
+        this.#upToDate = sameTargets(targets, before);
         this.#locks.retarget(targets);
       }
       for (const held of this.#locks.held) await this.#regain(held);
     } catch (error) {
       if (!isGone(error)) throw error;
       this.#locks.forget();
+      this.#targets = undefined;
       await this.take();
     }
   }
@@ -145,12 +169,6 @@ export class Lane {
     if (held.sparing === this.node.gate) return this.#leave(this.node.gate);
     this.#sayReadsGoOn(inTheWay);
     if (this.#targets) await this.#takeWrites(this.#targets, false);
-  }
-
-  /** Whether the node is there is found out on a session that is bounded tightly. */
-  async #read(): Promise<Targets> {
-    if (!this.#own) await this.node.ping();
-    return readTargets(this.node.sessions, this.#order.groupid);
   }
 
   /** Nothing is given back from now on; whom only the drain kept waiting goes on. */
@@ -167,7 +185,7 @@ export class Lane {
   /** The hold may last so many milliseconds from now. */
   async extend(remainingMs: number): Promise<void> {
     this.#locks.extend(remainingMs);
-    await this.#transaction?.bound(boundsFor(remainingMs));
+    await this.#own.extend(remainingMs);
   }
 
   /** Lets the traffic of this node go on. */
@@ -182,19 +200,13 @@ export class Lane {
     await Promise.all([
       this.#leave(this.node.gate),
       this.#leave(this.node.shared),
-      this.#releaseOwn(),
+      this.#own.release(),
     ]);
-  }
-
-  async #releaseOwn(): Promise<void> {
-    const [transaction, locks] = [this.#transaction, this.#ownLocks];
-    if (transaction && locks) await release(transaction, locks);
-    else if (locks) await inTime(locks.stop());
-    else await transaction?.rollback();
   }
 
   /** The hold goes on without this node. */
   async leaveOut(why: string): Promise<void> {
+    if (this.#over.signal.aborted) return;
     this.#reason = `what enters through ${this.node.server.name} does not wait: ${why}`;
     await this.release();
   }
@@ -219,13 +231,12 @@ export class Lane {
     const patienceMs = this.#patientUntil - performance.now();
     clearTimeout(this.#impatience);
     this.#impatience = setTimeout(() => this.#losePatience(), Math.max(0, patienceMs));
-    const own = this.#own ?? (await this.#openOwn());
+    const own = await this.#own.open();
     const keptOf = ({ shared }: Targets): readonly string[] =>
       own.coversShared || tablesDone ? [] : shared;
     const keptUnits = (found: Targets): LockUnit[] => writersOf(keptOf(found));
     const keeping = this.#locks.holdShared(this.node.shared, keptUnits, targets);
     keeping.catch(() => undefined);
-    this.#ownLocks = own.locks;
     const units = own.unitsFor(targets);
     if (!tablesDone && !(await this.#takeAtOnce(own.locks, units))) {
       await own.locks.drop(units);
@@ -250,7 +261,11 @@ export class Lane {
     locks.want(units);
     const taken = locks.obtain(units);
     taken.catch(() => undefined);
-    return within(AT_ONCE_MS, taken, false);
+    for (;;) {
+      const done = await within(AT_ONCE_MS, taken, undefined);
+      if (done !== undefined) return done;
+      if (await this.node.server.isBlocked(locks.pid).catch(() => true)) return false;
+    }
   }
 
   /**
@@ -274,21 +289,6 @@ export class Lane {
 
   async #leave(common: SharedLocks): Promise<void> {
     await this.#locks.leave(common, this);
-  }
-
-  async #openOwn(): Promise<OwnLocks> {
-    const { groupid, remainingMs, onLost } = this.#order;
-    const { sessions, server } = this.node;
-    const purpose = `pause of group ${groupid}`;
-    const transaction = await Transaction.begin(sessions, boundsFor(remainingMs), purpose);
-    this.#transaction = transaction;
-    if (this.#over.signal.aborted) await transaction.rollback();
-    transaction.onLost(() => {
-      transaction.destroy();
-      onLost();
-    });
-    const locks = watched(server, this.#watch, transaction);
-    return { locks, coversShared: false, unitsFor: (targets) => shardLocks(targets.shards) };
   }
 }
 

@@ -8,6 +8,7 @@ import type { Queryable } from '../../../postgres/queryable.js';
 import type { Address } from '../../../tasks/task.js';
 import { LockSpace } from './lock-space.js';
 import { SharedLocks } from './shared-locks.js';
+import { TargetsReader } from './targets-reader.js';
 
 /** A node as pg_dist_node has it. */
 export interface PrimaryRow {
@@ -64,6 +65,7 @@ export class TrafficNode {
   readonly shared: SharedLocks;
   /** What is locked only while holds are being opened. */
   readonly gate: SharedLocks;
+  readonly targets: TargetsReader;
   /** What holds need of the server's lock table. */
   readonly lockSpace = new LockSpace();
   /** How many holds are established here. */
@@ -91,6 +93,7 @@ export class TrafficNode {
       ...common,
     });
     this.sessions = createPool(login, { ...common, purpose: 'pause', max: 10_000 });
+    this.targets = new TargetsReader(this.sessions);
     this.server = new Server({ key, name, watch: this.looks });
     const { server, sessions } = this;
     this.shared = new SharedLocks({ server, sessions, watch });

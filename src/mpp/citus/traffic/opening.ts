@@ -49,16 +49,15 @@ export async function openLanes(
   interrupted.catch(() => undefined);
   const sideOf = (lane: Lane, work: () => Promise<void>): Promise<void> =>
     leaveOutLate(lane, work, late, given.signal);
+  const allOf = async (work: (lane: Lane) => Promise<void>): Promise<void> => {
+    const working = [work(main), ...side.map(({ lane }) => sideOf(lane, () => work(lane)))];
+    await Promise.race([interrupted, Promise.all(working)]);
+  };
   try {
-    await Promise.race([
-      interrupted,
-      Promise.all([main.take(), ...side.map(({ lane }) => sideOf(lane, () => lane.take()))]),
-    ]);
+    await allOf((lane) => lane.prepare());
+    await allOf((lane) => lane.take());
     while (!main.complete || side.some(({ lane }) => !lane.complete)) {
-      await Promise.race([
-        interrupted,
-        Promise.all([main.settle(), ...side.map(({ lane }) => sideOf(lane, () => lane.settle()))]),
-      ]);
+      await allOf((lane) => lane.settle());
     }
     await Promise.all([main, ...side.map(({ lane }) => lane)].map((lane) => lane.keep()));
     return side;

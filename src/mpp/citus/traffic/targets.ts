@@ -23,18 +23,23 @@ export interface Targets {
 /** Hundreds of thousands of placements take a second. */
 const READ_MOST_MS = 10_000;
 
-/** @param sessions with the node; takes no lock that outlives the statement. */
-export async function readTargets(sessions: Pool, groupid: number): Promise<Targets> {
+/**
+ * @param sessions with the node; takes no lock that outlives the statement.
+ * @returns what there is of each of these groups.
+ */
+export async function readTargets(
+  sessions: Pool,
+  groupids: readonly number[],
+): Promise<ReadonlyMap<number, Targets>> {
   // The types of node-postgres know query_timeout for a whole session only.
   const query: QueryConfig & { query_timeout: number } = {
     name: 'mpp-targets',
     text: TARGETS,
-    values: [groupid],
+    values: [groupids],
     query_timeout: READ_MOST_MS,
   };
-  const { rows } = await queryAgain<Targets>(sessions, query);
-  if (rows[0] === undefined) throw new Error('a query for what to lock returned no row');
-  return rows[0];
+  const { rows } = await queryAgain<Targets & { groupid: number }>(sessions, query);
+  return new Map(rows.map(({ groupid, ...targets }) => [groupid, targets]));
 }
 
 /**
@@ -43,45 +48,58 @@ export async function readTargets(sessions: Pool, groupid: number): Promise<Targ
  */
 const TARGETS = `
   WITH placed AS (
-    SELECT s.shardid, s.logicalrelid, s.shardminvalue, p.partmethod, p.colocationid,
+    SELECT l.groupid, s.shardid, s.logicalrelid, s.shardminvalue, p.partmethod, p.colocationid,
            EXISTS (
              SELECT FROM pg_catalog.pg_dist_placement AS o
-             WHERE o.shardid = s.shardid AND o.groupid <> $1) AS shared
+             WHERE o.shardid = s.shardid AND o.groupid <> l.groupid) AS shared
     FROM pg_catalog.pg_dist_placement AS l
     JOIN pg_catalog.pg_dist_shard AS s ON s.shardid = l.shardid
     JOIN pg_catalog.pg_dist_partition AS p ON p.logicalrelid = s.logicalrelid
-    WHERE l.groupid = $1
+    WHERE l.groupid = ANY ($1::integer[])
   ), lockable AS (
-    SELECT min(d.shardid) AS shardid
+    SELECT d.groupid, min(d.shardid) AS shardid
     FROM placed AS d
     WHERE NOT d.shared
-    GROUP BY CASE WHEN d.partmethod = 'h' AND d.colocationid > 0
-      THEN format('%s/%s', d.colocationid, d.shardminvalue)
-      ELSE d.shardid::text END
+    GROUP BY d.groupid,
+      CASE WHEN d.partmethod = 'h' AND d.colocationid > 0
+        THEN format('%s/%s', d.colocationid, d.shardminvalue)
+        ELSE d.shardid::text END
   ), relation AS (
-    SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, bool_or(d.shared) AS shared,
+    SELECT d.groupid, c.oid, format('%I.%I', n.nspname, c.relname) AS name, bool_or(d.shared) AS shared,
            pg_has_role(c.relowner, 'USAGE') AS ours
     FROM placed AS d
     JOIN pg_class AS c ON c.oid = d.logicalrelid
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     -- LOCK TABLE refuses foreign tables, which Citus keeps on the coordinator alone.
     WHERE c.relkind <> 'f'
-    GROUP BY c.oid, c.relname, c.relowner, n.nspname
+    GROUP BY d.groupid, c.oid, c.relname, c.relowner, n.nspname
+  ), shard AS (
+    SELECT l.groupid, array_agg(l.shardid::text ORDER BY l.shardid) AS ids, 4 * count(*) AS weight
+    FROM lockable AS l
+    GROUP BY l.groupid
+  ), named AS (
+    SELECT r.groupid, array_agg(r.name ORDER BY r.oid) AS names,
+           array_agg(r.name ORDER BY r.oid) FILTER (WHERE r.shared) AS shared,
+           min(r.name) FILTER (WHERE NOT r.ours) AS foreign
+    FROM relation AS r
+    GROUP BY r.groupid
   ), space AS (
-    SELECT current_setting('max_connections')::integer
-             + current_setting('max_prepared_transactions')::integer AS per_setting
+    SELECT m.per_setting, m.per_setting * current_setting('max_locks_per_transaction')::integer AS locks
+    FROM (
+      SELECT current_setting('max_connections')::integer
+               + current_setting('max_prepared_transactions')::integer AS per_setting
+    ) AS m
   )
-  SELECT coalesce((SELECT array_agg(l.shardid::text ORDER BY l.shardid) FROM lockable AS l), '{}') AS shards,
-         coalesce((SELECT array_agg(r.name ORDER BY r.oid) FROM relation AS r), '{}') AS tables,
-         coalesce((SELECT array_agg(r.name ORDER BY r.oid) FROM relation AS r WHERE r.shared), '{}') AS shared,
-         (SELECT min(r.name) FROM relation AS r WHERE NOT r.ours) AS foreign,
-         s.per_setting * current_setting('max_locks_per_transaction')::integer AS "lockSpace",
-         CASE WHEN 4 * (SELECT count(*) FROM lockable)
-                     > s.per_setting * current_setting('max_locks_per_transaction')::integer
+  SELECT g.groupid, coalesce(h.ids, '{}') AS shards, coalesce(t.names, '{}') AS tables,
+         coalesce(t.shared, '{}') AS shared, t.foreign, s.locks AS "lockSpace",
+         CASE WHEN h.weight > s.locks
            THEN (SELECT count(*)::integer FROM pg_locks AS l WHERE NOT l.fastpath)
            ELSE 0 END AS "locksTaken",
          s.per_setting AS "locksPerSetting"
-  FROM space AS s`;
+  FROM unnest($1::integer[]) AS g (groupid)
+  CROSS JOIN space AS s
+  LEFT JOIN shard AS h USING (groupid)
+  LEFT JOIN named AS t USING (groupid)`;
 
 /** Whether there is the same to lock. */
 export function sameTargets(one: Targets, other: Targets | undefined): boolean {

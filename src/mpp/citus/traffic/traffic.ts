@@ -13,8 +13,10 @@ import { inTime, watched } from './shared-set.js';
 import { STRATEGIES, type PauseStrategy } from './strategies.js';
 import { waitUntilSynced } from './synced.js';
 
-/** How long it may take to reach a node; it is left out of a hold then. */
+/** How long it may take to reach a node, in milliseconds; it is left out of a hold then. */
 const CONNECT_MS = 1_000;
+/** The coordinator cannot be left out, and may only be busy. */
+const CONNECT_COORDINATOR_MS = 10_000;
 /** How long a node that has not got the new row keeps its traffic waiting after the commit. */
 const SYNC_MOST_MS = 10_000;
 
@@ -193,7 +195,7 @@ export class CitusTraffic implements TrafficControl {
       connection,
       schema,
       watch: this.#watch,
-      connectMs: CONNECT_MS,
+      connectMs: check ? CONNECT_COORDINATOR_MS : CONNECT_MS,
       check,
       onIdleError: (error) =>
         logger.debug({ err: error, server: name }, 'an idle session was lost'),
