@@ -208,10 +208,11 @@ describe('two Citus databases on the same nodes', () => {
   it('row N: PostgreSQL is killed while the traffic of both waits', async () => {
     const [node, next] = [await primaryAddress(first, 1), await otherName(1)];
     const demote = await first.request({ event: 'before_demote', groupid: 1, node });
-    expect(demote).toMatchObject({ status: 'holding', reason: null });
-    await first.cluster.coordinator.kill();
-    await first.cluster.coordinator.start();
-    await Promise.all([first, second].map((h) => h.reconnect()));
+    expect(demote.status).toBe('holding');
+    const { coordinator } = first.cluster;
+    await coordinator.kill();
+    await coordinator.start();
+    for (const h of [first, second]) await h.reconnect();
     const after = await first.request({ event: 'after_promote', groupid: 1, node: next });
     expect(after.status).toBe('done');
     expect((await second.ended((await copied(second, after.id)).id)).status).toBe('done');
@@ -220,7 +221,6 @@ describe('two Citus databases on the same nodes', () => {
       expect(await primaryAddress(h, 1)).toEqual(next);
       await waitFor('nothing to be held', async () => (await h.holds()) === 0);
     }
-    await waitUntilTold(first);
   });
 
   it('copies what hooks say of the members', async () => {
