@@ -14,6 +14,7 @@ const RIGHT: CurrentGucs['values'] = {
   max_prepared_transactions: '200',
   wal_level: 'logical',
   'citus.local_hostname': 'localhost',
+  'citus.metadata_sync_retry_interval': '1s',
 };
 
 function plan(values: Partial<CurrentGucs['values']>, maxConnections = 100) {
@@ -28,18 +29,20 @@ describe('planGucs', () => {
     expect(plan({})).toEqual([]);
   });
 
-  it('plans all four on a fresh server', () => {
+  it('plans all of them on a fresh server', () => {
     const fresh = {
       shared_preload_libraries: '',
       max_prepared_transactions: '0',
       wal_level: 'replica',
       'citus.local_hostname': null,
+      'citus.metadata_sync_retry_interval': null,
     };
     expect(plan(fresh, 150)).toEqual([
       { name: 'shared_preload_libraries', current: '', wanted: ['citus'] },
       { name: 'max_prepared_transactions', current: '0', wanted: ['300'] },
       { name: 'wal_level', current: 'replica', wanted: ['logical'] },
       { name: 'citus.local_hostname', current: null, wanted: ['localhost'] },
+      { name: 'citus.metadata_sync_retry_interval', current: null, wanted: ['200ms'] },
     ]);
   });
 
@@ -67,6 +70,12 @@ describe('planGucs', () => {
 
   it('leaves a number of prepared transactions that somebody chose', () => {
     expect(plan({ max_prepared_transactions: '5' })).toEqual([]);
+  });
+
+  it('shortens the time after which Citus sends a row again, unless somebody has chosen one', () => {
+    const name = 'citus.metadata_sync_retry_interval';
+    expect(plan({ [name]: '5s' })).toEqual([{ name, current: '5s', wanted: ['200ms'] }]);
+    expect(plan({ [name]: '10s' })).toEqual([]);
   });
 
   it('plans nothing more once its plan is carried out', () => {

@@ -8,7 +8,14 @@ export const GUC_NAMES = [
   'max_prepared_transactions',
   'wal_level',
   'citus.local_hostname',
+  'citus.metadata_sync_retry_interval',
 ] as const;
+
+/**
+ * Citus's daemon sends other nodes a new row of pg_dist_node when it is committed, and leaves that for later
+ * when another commit is at the table: two groups that move at once would have them wait for 5 s, the default.
+ */
+const SYNC_AGAIN = '200ms';
 
 type GucName = (typeof GUC_NAMES)[number];
 
@@ -35,6 +42,11 @@ export function planGucs({ values, maxConnections }: CurrentGucs, wanted: Wanted
     wal_level: values.wal_level?.toLowerCase() === 'logical' ? undefined : ['logical'],
     'citus.local_hostname':
       values['citus.local_hostname'] === wanted.localHostname ? undefined : [wanted.localHostname],
+    'citus.metadata_sync_retry_interval': ['5s', null].includes(
+      values['citus.metadata_sync_retry_interval'],
+    )
+      ? [SYNC_AGAIN]
+      : undefined,
   };
   return GUC_NAMES.flatMap((name) => {
     const value = plan[name];
@@ -101,6 +113,7 @@ export function currentGucs(states: GucStates): CurrentGucs {
       max_prepared_transactions: value('max_prepared_transactions'),
       wal_level: value('wal_level'),
       'citus.local_hostname': value('citus.local_hostname'),
+      'citus.metadata_sync_retry_interval': value('citus.metadata_sync_retry_interval'),
     },
     maxConnections: Number(value('max_connections') ?? 0),
   };
@@ -116,20 +129,22 @@ export async function applyGucs(
 ): Promise<void> {
   for (const { name, wanted } of changes) {
     // Up to PostgreSQL 16, ALTER SYSTEM refuses a parameter that this session has not heard of.
-    if (name === 'citus.local_hostname') await client.query(INTRODUCE, [name, wanted[0]]);
+    if (name.startsWith('citus.')) await client.query(INTRODUCE, [name, wanted[0]]);
     const { rows } = await client.query<{ statement: string }>(ALTER_SYSTEM, [name, wanted]);
     for (const { statement } of rows) await client.query(statement);
   }
   await client.query('SELECT pg_reload_conf()');
 }
 
+/** Citus keeps some of its parameters out of pg_settings. */
 const GUCS = `
   SELECT wanted.name,
-         s.setting AS running,
+         CASE WHEN wanted.name LIKE 'citus.%' THEN current_setting(wanted.name, true) ELSE s.setting END AS running,
          NULL::text AS configured,
          coalesce(s.pending_restart, false) AS "pendingRestart",
          coalesce(s.source = 'command line', false) AS "onCommandLine",
-         coalesce(s.context = 'postmaster', true) AS "needsRestart"
+         coalesce(s.context, CASE WHEN wanted.name LIKE 'citus.%' THEN 'sighup' END, 'postmaster') = 'postmaster'
+           AS "needsRestart"
   FROM unnest($1::text[]) AS wanted (name)
   LEFT JOIN pg_settings AS s ON s.name = wanted.name
   ORDER BY array_position($1::text[], wanted.name)`;

@@ -35,6 +35,8 @@ export const CITUS_SETTINGS: Settings = {
   shared_preload_libraries: 'citus',
   'citus.node_conninfo': 'sslmode=disable',
   'citus.local_hostname': '127.0.0.1',
+  // As `mpp-controller gucs` sets it.
+  'citus.metadata_sync_retry_interval': '200ms',
   'citus.enable_statistics_collection': false,
 };
 
