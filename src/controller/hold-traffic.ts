@@ -97,6 +97,7 @@ async function pause(
     node,
     nodes,
     pause: hold.pause,
+    planned: task.event === 'before_demote',
     means: place.handler().means,
     cooldownMs: task.cooldownMs,
     remainingMs: task.resumed ? task.remainingMs : task.timeoutMs,

@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import type { Settings } from '../config.js';
 import { DatabaseStateError } from '../errors.js';
-import type { AbstractMPP } from '../mpp/abstract.js';
+import type { AbstractMPP, TrafficControl } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
 import { sameServer, type ServerIdentity } from '../postgres/identity.js';
 import { Listener } from '../postgres/listener.js';
@@ -118,7 +118,7 @@ export class Lead {
       listener.start();
       term.start();
       topology.start();
-      await this.#serve(first, term);
+      await this.#serve(first, term, traffic);
     } finally {
       await listener.stop();
       await Promise.all([topology.stop(), term.stop(this.#stopping ? 'record' : 'abandon')]);
@@ -134,7 +134,7 @@ export class Lead {
   }
 
   /** Heartbeats until the stop, or until the lead is lost for good. */
-  async #serve(first: ControlSession, term: Term): Promise<void> {
+  async #serve(first: ControlSession, term: Term, traffic: TrafficControl): Promise<void> {
     const { settings, signal, replaced } = this.#options;
     const ended = [signal, replaced, this.#otherServer.signal];
     let control = first;
@@ -142,6 +142,7 @@ export class Lead {
     let over = AbortSignal.any([...ended, control.ended]);
     try {
       while (!this.#stopping) {
+        void traffic.warm(this.#db);
         await pause(settings.heartbeatMs, over);
         if (signal.aborted) return;
         replaced.throwIfAborted();

@@ -81,6 +81,8 @@ export interface PauseRequest {
   /** The group's rows. */
   readonly nodes: readonly Node[];
   readonly pause: Exclude<Pause, 'none'>;
+  /** False when the primary is gone already: then what is not held yet fails. */
+  readonly planned: boolean;
   readonly means: PauseMeans;
   readonly cooldownMs: number;
   /** How long the hold may last, in milliseconds from now. */
@@ -116,6 +118,8 @@ export interface TrafficControl {
    *   statement, or the reason of the signal. Nothing waits then that is not of the request's session.
    */
   pause(request: PauseRequest): Promise<Pausing>;
+  /** Opens the sessions that a pause will need, where they are missing. Never throws. */
+  warm(db: Queryable): Promise<void>;
   /** Lets all traffic go on that waits for sessions of its own, and closes them. */
   stop(): Promise<void>;
 }

@@ -9,6 +9,8 @@ export interface PoolOptions {
   /** What the sessions are for, in application_name. */
   readonly purpose: string;
   readonly max: number;
+  /** So many are not closed when nobody has used them for a minute; none by default. */
+  readonly min?: number;
   /** Ends a statement that takes longer, in milliseconds, on the server and here. */
   readonly statementTimeoutMs?: number;
   /** How much later than the server we end it, for a server that has fallen silent; 5 s by default. */
@@ -28,6 +30,7 @@ export function createPool(connection: Connection, options: PoolOptions): pg.Poo
   const pool = new pg.Pool({
     ...config,
     max: options.max,
+    min: options.min ?? 0,
     idleTimeoutMillis: 60_000,
     // pg-pool waits for the promise, though its types do not say so.
     // eslint-disable-next-line @typescript-eslint/no-misused-promises
@@ -45,6 +48,22 @@ export function createPool(connection: Connection, options: PoolOptions): pg.Poo
   // A killed session can emit 'error' more than once, and an unheard one ends the process.
   pool.on('connect', (client) => client.on('error', () => undefined));
   return pool;
+}
+
+/**
+ * Opens sessions until there are so many, for whoever needs them next.
+ *
+ * @throws when one could not be had
+ */
+export async function fill(pool: pg.Pool, count: number): Promise<void> {
+  if (pool.totalCount >= count) return;
+  const opened = await Promise.allSettled(Array.from({ length: count }, () => pool.connect()));
+  const failed: unknown[] = [];
+  for (const one of opened) {
+    if (one.status === 'fulfilled') one.value.release();
+    else failed.push(one.reason);
+  }
+  if (failed.length > 0) throw failed[0];
 }
 
 /** Puts our schema on the search_path of one session, with pg_temp last so that it hides nothing. */

@@ -118,6 +118,12 @@ export class LaneLocks {
     return share;
   }
 
+  /** The same, with all sessions that there are to be. */
+  async joinInForce(common: SharedLocks): Promise<void> {
+    await this.join(common);
+    await common.grow();
+  }
+
   #add(held: Held): void {
     if (!this.#signal.aborted) this.#held.push(held);
   }

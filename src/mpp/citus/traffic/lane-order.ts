@@ -7,6 +7,8 @@ import type { Targets } from './targets.js';
 export interface LaneOrder {
   readonly groupid: number;
   readonly pause: Exclude<Pause, 'none'>;
+  /** False when everything fails that is not held yet. */
+  readonly planned: boolean;
   readonly cooldownMs: number;
   /** How long the hold may last, in milliseconds from now. */
   readonly remainingMs: number;

@@ -2,7 +2,6 @@ import type { LockSession } from '../../../drain/lock-session.js';
 import type { LockUnit } from '../../../drain/lock-unit.js';
 import { obtain } from '../../../drain/lock-team.js';
 import type { Watch } from '../../../drain/watch.js';
-import { sqlState } from '../../../postgres/sqlstate.js';
 import { within } from '../../../within.js';
 import type { LaneOrder, OwnLocks } from './lane-order.js';
 import type { TrafficNode } from './node.js';
@@ -11,6 +10,7 @@ import { LaneSession } from './lane-session.js';
 import type { SharedLocks } from './shared-locks.js';
 import {
   doorsOf,
+  isGone,
   notLockable,
   readersOf,
   sameTargets,
@@ -22,7 +22,6 @@ import {
 const AT_ONCE_MS = 5;
 /** What was read longer ago is read again before it is relied on, in milliseconds. */
 const FRESH_MS = 20;
-
 /** A table or shard may be dropped between a look and the lock; so often what there is is read again. */
 const GONE_TRIES = 3;
 
@@ -75,19 +74,27 @@ export class Lane {
     return this.#upToDate && this.#locks.complete;
   }
 
-  /**
-   * Opens the sessions that it will need. No lock is taken before all lanes have theirs: clients do not
-   * wait while nodes are connected to.
-   */
+  /** Opens the sessions that it will need, and reads what there is to lock. */
   async prepare(): Promise<void> {
-    const opens = this.#order.pause === 'writes' && !this.#own.commits;
-    await Promise.all([opens ? this.#own.open() : undefined, this.#joinIfNeeded()]);
+    const { pause, planned } = this.#order;
+    const opens = pause === 'writes' && !this.#own.commits;
+    const joining = planned
+      ? this.#joinIfNeeded()
+      : Promise.all([this.#read(), this.#joinInForce()]);
+    await Promise.all([opens ? this.#own.open() : undefined, joining]);
   }
 
   async #joinIfNeeded(): Promise<void> {
     const { tables, shared } = await this.#read();
     const needed = this.#order.pause === 'all' ? tables : this.#own.coversShared ? [] : shared;
     if (needed.length > 0) await this.#locks.join(this.node.shared);
+  }
+
+  /** Without a look at what is to be locked, and whether somebody is in the way: somebody is. */
+  async #joinInForce(): Promise<void> {
+    const { shared, gate, holds } = this.node;
+    const all = this.#order.pause === 'all';
+    if (all || holds === 0) await this.#locks.joinInForce(all ? shared : gate);
   }
 
   /**
@@ -290,9 +297,4 @@ export class Lane {
   async #leave(common: SharedLocks): Promise<void> {
     await this.#locks.leave(common, this);
   }
-}
-
-/** Undefined table or schema, and what Citus says of a shard that is not there. */
-function isGone(error: unknown): boolean {
-  return ['42P01', '3F000', 'XX000'].includes(sqlState(error) ?? '');
 }

@@ -2,7 +2,7 @@ import type { Pool } from 'pg';
 import { Server } from '../../../drain/server.js';
 import type { Watch } from '../../../drain/watch.js';
 import { queryAgain } from '../../../postgres/again.js';
-import { createPool, type PoolOptions } from '../../../postgres/pool.js';
+import { createPool, fill, type PoolOptions } from '../../../postgres/pool.js';
 import type { Connection } from '../../../postgres/session.js';
 import type { Queryable } from '../../../postgres/queryable.js';
 import type { Address } from '../../../tasks/task.js';
@@ -72,6 +72,8 @@ export class TrafficNode {
   holds = 0;
   readonly #watch: Watch;
   #ping: Promise<unknown> | undefined;
+  /** By performance.now(). */
+  #coldUntil = 0;
 
   constructor({
     key,
@@ -88,11 +90,12 @@ export class TrafficNode {
     this.looks = createPool(login, {
       purpose: 'watch',
       max: 4,
+      min: WARM_LOOKS,
       statementTimeoutMs: LOOK_MOST_MS,
       silenceMs: LOOK_MOST_MS / 2,
       ...common,
     });
-    this.sessions = createPool(login, { ...common, purpose: 'pause', max: 10_000 });
+    this.sessions = createPool(login, { ...common, purpose: 'pause', max: 10_000, min: WARM });
     this.targets = new TargetsReader(this.sessions);
     this.server = new Server({ key, name, watch: this.looks });
     const { server, sessions } = this;
@@ -100,6 +103,23 @@ export class TrafficNode {
     this.gate = new SharedLocks({ server, sessions, watch, before: this.shared });
     this.#watch = watch;
     watch.addServer(this.server);
+  }
+
+  /**
+   * Has as many sessions open as a hold takes, so that it need not connect first. Where that failed it is
+   * left alone for a while.
+   *
+   * @throws when the node cannot be reached
+   */
+  async warm(): Promise<void> {
+    if (performance.now() < this.#coldUntil) return;
+    try {
+      await fill(this.looks, WARM_LOOKS);
+      await fill(this.sessions, WARM);
+    } catch (error) {
+      this.#coldUntil = performance.now() + COLD_MS;
+      throw error;
+    }
   }
 
   /** @throws when it does not answer, or not soon. */
@@ -116,5 +136,9 @@ export class TrafficNode {
   }
 }
 
+/** A hold in a busy cluster takes one session for itself, and up to four that it shares. */
+const WARM = 4;
+const WARM_LOOKS = 1;
+const COLD_MS = 60_000;
 /** A server that takes longer to look at its own locks is as good as unreachable. */
 const LOOK_MOST_MS = 1_000;

@@ -18,6 +18,8 @@ const LATE_MS = 2_000;
 const MOST_OF_HOLD = 0.75;
 
 export interface OpeningOptions {
+  /** Whether no lock is taken anywhere before all lanes are prepared. */
+  readonly planned: boolean;
   readonly cooldownMs: number;
   /** How long the hold may last. */
   readonly remainingMs: number;
@@ -34,7 +36,7 @@ export interface OpeningOptions {
 export async function openLanes(
   main: Lane,
   side: readonly SideLane[],
-  { cooldownMs, remainingMs, signal }: OpeningOptions,
+  { planned, cooldownMs, remainingMs, signal }: OpeningOptions,
 ): Promise<readonly SideLane[]> {
   const given = new AbortController();
   const lateMs = Math.min(2 * cooldownMs + LATE_MS, MOST_OF_HOLD * remainingMs);
@@ -54,8 +56,11 @@ export async function openLanes(
     await Promise.race([interrupted, Promise.all(working)]);
   };
   try {
-    await allOf((lane) => lane.prepare());
-    await allOf((lane) => lane.take());
+    if (planned) await allOf((lane) => lane.prepare());
+    await allOf(async (lane) => {
+      if (!planned) await lane.prepare();
+      await lane.take();
+    });
     while (!main.complete || side.some(({ lane }) => !lane.complete)) {
       await allOf((lane) => lane.settle());
     }

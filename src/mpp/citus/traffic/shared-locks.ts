@@ -71,6 +71,11 @@ export class SharedLocks {
     return { locks, extend, leave: () => set.leave(user) };
   }
 
+  /** Opens all sessions at once, for whoever has joined. */
+  async grow(): Promise<void> {
+    if (this.#set && this.#team) await this.#set.grow(this.#team);
+  }
+
   /** Takes locks, and waits for them for as long as it takes. */
   async take(units: readonly LockUnit[]): Promise<void> {
     const locks = await this.#grown(units);

@@ -45,7 +45,8 @@ export class SharedSet {
     this.#users.add(user);
     try {
       const team = await (this.#team ??= this.#open());
-      this.renew();
+      // It was opened with the bounds that the first one needs.
+      if (this.#users.size > 1) this.renew();
       return team;
     } catch (error) {
       await this.leave(user);

@@ -2,6 +2,7 @@ import type { Pool, QueryConfig } from 'pg';
 import { LOTS, lotOf, type LockUnit } from '../../../drain/lock-unit.js';
 import { DatabaseStateError } from '../../../errors.js';
 import { queryAgain } from '../../../postgres/again.js';
+import { sqlState } from '../../../postgres/sqlstate.js';
 
 /** What of a group can be locked on one node, by that node's own metadata. */
 export interface Targets {
@@ -106,6 +107,11 @@ export function sameTargets(one: Targets, other: Targets | undefined): boolean {
   const things = ({ shards, tables, shared }: Targets): string =>
     JSON.stringify([shards, tables, shared]);
   return other !== undefined && things(one) === things(other);
+}
+
+/** Whether what was to be locked is not there any more: a table, its schema, or a shard, as Citus says it. */
+export function isGone(error: unknown): boolean {
+  return ['42P01', '3F000', 'XX000'].includes(sqlState(error) ?? '');
 }
 
 /** Why the locks of a group cannot be had on a node: not this role's, or too many; else undefined. */

@@ -2,6 +2,7 @@ import type { LockSession } from '../../../drain/lock-session.js';
 import { Watch } from '../../../drain/watch.js';
 import { DatabaseStateError, SessionLostError } from '../../../errors.js';
 import { nodeConnection } from '../../../postgres/node-connection.js';
+import type { Queryable } from '../../../postgres/queryable.js';
 import { errorText } from '../../../postgres/session.js';
 import type { Outcome } from '../../../postgres/transaction.js';
 import { formatAddress } from '../../../tasks/task.js';
@@ -12,6 +13,7 @@ import { openLanes, type SideLane } from './opening.js';
 import { inTime, watched } from './shared-set.js';
 import { STRATEGIES, type PauseStrategy } from './strategies.js';
 import { waitUntilSynced } from './synced.js';
+import { warmNodes } from './warming.js';
 
 /** How long it may take to reach a node, in milliseconds; it is left out of a hold then. */
 const CONNECT_MS = 1_000;
@@ -34,6 +36,7 @@ export class CitusTraffic implements TrafficControl {
   readonly #nodes = new Map<string, TrafficNode>();
   readonly #endings = new Set<Promise<void>>();
   readonly #stopping = new AbortController();
+  #warming: Promise<void> | undefined;
 
   constructor(options: TrafficOptions) {
     this.#options = options;
@@ -87,8 +90,31 @@ export class CitusTraffic implements TrafficControl {
     throw new DatabaseStateError('NO_STRATEGY', fellBack ?? 'no way to make traffic wait is left');
   }
 
+  /** Whoever is asked while it is at it joins in. */
+  async warm(db: Queryable): Promise<void> {
+    this.#warming ??= this.#warm(db).finally(() => (this.#warming = undefined));
+    await this.#warming;
+  }
+
+  async #warm(db: Queryable): Promise<void> {
+    try {
+      const primaries = await readPrimaries(db);
+      const others = this.#others(primaries).filter(({ row }) => row.entry);
+      const nodes = [this.#coordinator(primaries), ...others.map(({ node }) => node)];
+      await warmNodes(nodes, (node, error) => this.#sayCold(node, error), this.#stopping.signal);
+    } catch (error) {
+      this.#options.logger.debug({ err: error }, 'no sessions were opened ahead');
+    }
+  }
+
+  #sayCold({ server }: TrafficNode, error: unknown): void {
+    const fields = { err: error, server: server.name };
+    this.#options.logger.debug(fields, 'a node could not be connected to ahead of a hold');
+  }
+
   async stop(): Promise<void> {
     this.#stopping.abort();
+    await this.#warming;
     await Promise.all(this.#endings);
     await Promise.all([...this.#nodes.values()].map((node) => node.close()));
     this.#nodes.clear();
@@ -101,8 +127,8 @@ export class CitusTraffic implements TrafficControl {
     others: readonly { row: PrimaryRow; node: TrafficNode }[],
     locks: LockSession,
   ): Promise<Lanes> {
-    const { node, nodes, pause, cooldownMs, remainingMs, means } = request;
-    const order = { groupid: node.groupid, pause, cooldownMs, remainingMs };
+    const { node, nodes, pause, planned, cooldownMs, remainingMs, means } = request;
+    const order = { groupid: node.groupid, pause, planned, cooldownMs, remainingMs };
     let open = false;
     const lost = new AbortController();
     const onLost = (): void =>
@@ -131,7 +157,8 @@ export class CitusTraffic implements TrafficControl {
         return { nodeid: row.nodeid, lane };
       });
     const signal = AbortSignal.any([request.signal, lost.signal]);
-    const lanes = { main, side: await openLanes(main, side, { cooldownMs, remainingMs, signal }) };
+    const opening = { planned, cooldownMs, remainingMs, signal };
+    const lanes = { main, side: await openLanes(main, side, opening) };
     open = true;
     return lanes;
   }
