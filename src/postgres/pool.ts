@@ -53,17 +53,30 @@ export function createPool(connection: Connection, options: PoolOptions): pg.Poo
 /**
  * Opens sessions until there are so many, for whoever needs them next.
  *
+ * @param tryOut run on each: what it reads and plans is known to the session from then on
  * @throws when one could not be had
  */
-export async function fill(pool: pg.Pool, count: number): Promise<void> {
+export async function fill(
+  pool: pg.Pool,
+  count: number,
+  tryOut: (client: pg.PoolClient) => Promise<unknown>,
+): Promise<void> {
   if (pool.totalCount >= count) return;
-  const opened = await Promise.allSettled(Array.from({ length: count }, () => pool.connect()));
-  const failed: unknown[] = [];
-  for (const one of opened) {
-    if (one.status === 'fulfilled') one.value.release();
-    else failed.push(one.reason);
-  }
-  if (failed.length > 0) throw failed[0];
+  const opening = Array.from({ length: count }, async () => {
+    const client = await pool.connect();
+    // One that fails here is not kept.
+    return tryOut(client).then(
+      () => client,
+      (error: unknown) => {
+        client.release(true);
+        throw error;
+      },
+    );
+  });
+  const opened = await Promise.allSettled(opening);
+  // Not before all are there: one that is given back is what the next one gets.
+  for (const one of opened) if (one.status === 'fulfilled') one.value.release();
+  for (const one of opened) if (one.status === 'rejected') throw one.reason;
 }
 
 /** Puts our schema on the search_path of one session, with pg_temp last so that it hides nothing. */

@@ -118,10 +118,10 @@ export class LaneLocks {
     return share;
   }
 
-  /** The same, with all sessions that there are to be. */
+  /** The same, and has more sessions opened meanwhile, because they will be needed. */
   async joinInForce(common: SharedLocks): Promise<void> {
     await this.join(common);
-    await common.grow();
+    common.grow().catch(() => undefined);
   }
 
   #add(held: Held): void {

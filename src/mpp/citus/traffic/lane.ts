@@ -120,7 +120,7 @@ export class Lane {
 
   async #takeAll(): Promise<void> {
     const { groupid, pause } = this.#order;
-    const targets = (this.#isFresh && this.#targets) || (await this.#read());
+    const targets = this.#targets ?? (await this.#read());
     const { lockSpace, server } = this.node;
     const locksTaken = Math.max(targets.locksTaken, lockSpace.claimedBeside(this));
     const refusal = notLockable({ ...targets, locksTaken }, groupid, server.name);

@@ -9,6 +9,7 @@ import type { Address } from '../../../tasks/task.js';
 import { LockSpace } from './lock-space.js';
 import { SharedLocks } from './shared-locks.js';
 import { TargetsReader } from './targets-reader.js';
+import { targetsQuery } from './targets.js';
 
 /** A node as pg_dist_node has it. */
 export interface PrimaryRow {
@@ -114,8 +115,8 @@ export class TrafficNode {
   async warm(): Promise<void> {
     if (performance.now() < this.#coldUntil) return;
     try {
-      await fill(this.looks, WARM_LOOKS);
-      await fill(this.sessions, WARM);
+      await fill(this.looks, WARM_LOOKS, (client) => client.query('SELECT'));
+      await fill(this.sessions, WARM, (client) => client.query(targetsQuery([])));
     } catch (error) {
       this.#coldUntil = performance.now() + COLD_MS;
       throw error;

@@ -32,15 +32,19 @@ export async function readTargets(
   sessions: Pool,
   groupids: readonly number[],
 ): Promise<ReadonlyMap<number, Targets>> {
-  // The types of node-postgres know query_timeout for a whole session only.
-  const query: QueryConfig & { query_timeout: number } = {
+  const query = targetsQuery(groupids);
+  const { rows } = await queryAgain<Targets & { groupid: number }>(sessions, query);
+  return new Map(rows.map(({ groupid, ...targets }) => [groupid, targets]));
+}
+
+// The types of node-postgres know query_timeout for a whole session only.
+export function targetsQuery(groupids: readonly number[]): QueryConfig & { query_timeout: number } {
+  return {
     name: 'mpp-targets',
     text: TARGETS,
     values: [groupids],
     query_timeout: READ_MOST_MS,
   };
-  const { rows } = await queryAgain<Targets & { groupid: number }>(sessions, query);
-  return new Map(rows.map(({ groupid, ...targets }) => [groupid, targets]));
 }
 
 /**
