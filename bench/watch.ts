@@ -21,6 +21,8 @@ import { makeWide, shardsOf } from './wide.js';
 const LOCKS = countOf('LOCKS', 10_000);
 const WAITING = countOf('WAITING', 100);
 const WAIT_MS = 3_000;
+/** So long it may take until the crowd is there. */
+const CROWD_MS = 120_000;
 const RUNS = countOf('RUNS', 8);
 const CLIENTS = countOf('CLIENTS', 6);
 const PROGRESS = 300;
@@ -67,7 +69,7 @@ async function measureCrowd(): Promise<{ result: Result; copies: number[] }> {
     await writer.query('BEGIN');
     await writer.query(AS_A_WRITER, [shards.slice(-1)]);
     const demote = { event: 'before_demote', groupid: 1, node, pause: 'writes' } as const;
-    const holding = reports.send({ ...demote, cooldown: '30s', timeout: '60s' }, 'holding');
+    const holding = reports.send({ ...demote, cooldown: '3min', timeout: '6min' }, 'holding');
     holding.catch(() => undefined);
     const clients = await crowd(harness, shards);
     await log.take();
@@ -104,10 +106,14 @@ async function crowd(
     await cluster.coordinator.withSession((session) => session.query(AS_A_WRITER, [[shard]]));
   });
   for (const client of clients) client.catch(() => undefined);
-  await waitFor('the clients to wait', async () => {
-    const { rows } = await db.query<{ count: number }>(WAITERS);
-    return (rows[0]?.count ?? 0) >= WAITING;
-  });
+  await waitFor(
+    'the clients to wait',
+    async () => {
+      const { rows } = await db.query<{ count: number }>(WAITERS);
+      return (rows[0]?.count ?? 0) >= WAITING;
+    },
+    { timeoutMs: CROWD_MS },
+  );
   return clients;
 }
 

@@ -33,6 +33,8 @@ export interface LeadOptions {
 /** How long the control session may be away before the holds are given up. */
 const REGAIN_MS = 2_000;
 const REGAIN_EVERY_MS = 50;
+/** Who has just become active has more urgent things to do than to connect to all nodes. */
+const WARM_AFTER_MS = 5_000;
 
 /**
  * One controller's time as the active one, from the leader lock to its loss or the stop. All sessions are
@@ -140,9 +142,9 @@ export class Lead {
     let control = first;
     // Made once a session: a signal or a promise that is raced at each heartbeat collects listeners.
     let over = AbortSignal.any([...ended, control.ended]);
+    const warmAt = performance.now() + WARM_AFTER_MS;
     try {
       while (!this.#stopping) {
-        void traffic.warm(this.#db);
         await pause(settings.heartbeatMs, over);
         if (signal.aborted) return;
         replaced.throwIfAborted();
@@ -169,6 +171,7 @@ export class Lead {
         }
         await forgetGone(control.client).catch((error: unknown) => this.#warnOfOldRows(error));
         this.#prune(term);
+        if (performance.now() >= warmAt) void traffic.warm(this.#db);
       }
     } finally {
       await control.close();
