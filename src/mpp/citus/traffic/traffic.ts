@@ -16,7 +16,7 @@ import { waitUntilSynced } from './synced.js';
 import { warmNodes } from './warming.js';
 
 /** How long it may take to reach a node, in milliseconds; it is left out of a hold then. */
-const CONNECT_MS = 1_000;
+const CONNECT_MS = 2_000;
 /** The coordinator cannot be left out, and may only be busy. */
 const CONNECT_COORDINATOR_MS = 10_000;
 /** How long a node that has not got the new row keeps its traffic waiting after the commit. */
