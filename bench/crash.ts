@@ -18,6 +18,7 @@ import {
 import { ms, summary, summaryText } from './figures.js';
 import { GroupIds, IDS, reasonsText } from './load.js';
 import { Reports } from './reports.js';
+import { waitUntilWarm } from './warm.js';
 
 const SIDES = ['before_promote', 'suspect'] as const;
 type Side = (typeof SIDES)[number];
@@ -35,8 +36,9 @@ interface Run {
   /** From the end of the server to the first refused connection, and to the acknowledged hold. */
   readonly refusedMs: number;
   readonly heldMs: number;
-  /** Failed statements (or transactions) of each client. */
+  /** Failed statements (or transactions) of each client, and what of them had failed when it was reported. */
   readonly failed: readonly number[];
+  readonly failedBefore: readonly number[];
 }
 
 async function main(): Promise<void> {
@@ -59,13 +61,14 @@ async function measure(side: Side): Promise<Run[]> {
     const ids = await GroupIds.read(harness.db, 1);
     const clients = startClients([cluster.coordinator, cluster.group(2).primary], ids);
     const reports = await Reports.start(cluster.coordinator);
+    await waitUntilWarm([cluster.coordinator, cluster.group(2).primary]);
     const runs: Run[] = [];
     for (let run = 1; run <= RUNS; run += 1) {
       runs.push(await crash(harness, clients, reports, side));
-      const { refusedMs, heldMs, failed } = runs.at(-1) as Run;
-      const sum = failed.reduce((total, count) => total + count, 0);
+      const { refusedMs, heldMs, failed, failedBefore } = runs.at(-1) as Run;
       progress(
-        `run ${run}: refused after ${ms(refusedMs)}, held after ${ms(heldMs)}, ${sum} failed`,
+        `run ${run}: refused after ${ms(refusedMs)}, held after ${ms(heldMs)}, ` +
+          `${sumOf(failed)} failed, ${sumOf(failedBefore)} of them before the report`,
       );
     }
     const ended = await Promise.all(clients.map((client) => client.stop()));
@@ -114,23 +117,28 @@ async function crash(
   const { lostAt, refusedAt } = await end;
   const decision = delay(DETECTION_MS);
   let heldAt: number | undefined;
+  let reportedAt = failuresOf(clients);
   if (side === 'suspect') {
     const { answeredAt } = await reports.send({ event: 'suspect', groupid, node: old }, 'holding');
     heldAt = answeredAt;
   }
   await Promise.all([killed, decision]);
+  if (side !== 'suspect') reportedAt = failuresOf(clients);
   const promote = { event: 'before_promote', groupid, node: next } as const;
   const { answeredAt } = await reports.send(promote, 'holding');
   await group.promoteStandby();
   await reports.send({ event: 'after_promote', groupid, node: next }, 'done');
   await allGoOn(clients);
   await waitUntilSynced(harness.db);
-  const failed = failuresOf(clients).map((count, index) => count - (before[index] ?? 0));
+  const since = (counts: readonly number[]): number[] =>
+    counts.map((count, index) => count - (before[index] ?? 0));
+  const failed = since(failuresOf(clients));
   await group.rejoin();
   return {
     refusedMs: refusedAt - lostAt,
     heldMs: (heldAt ?? answeredAt) - lostAt,
     failed,
+    failedBefore: since(reportedAt),
   };
 }
 
@@ -170,18 +178,20 @@ function table(results: ReadonlyMap<Side, readonly Run[]>): string {
       'RUNS',
       'CLIENTS',
       'FAILED IN A RUN p50 / max',
-      'MOST OF ONE CLIENT',
+      'OF A CLIENT mean / most',
+      'SINCE THE REPORT mean / most',
       'REFUSED AFTER p50 / max',
       'HELD AFTER p50 / max',
     ],
     [...results].map(([side, runs]) => {
-      const { p50, max } = summary(totals(runs));
+      const { p50, max } = summary(runs.map(({ failed }) => sumOf(failed)));
       return [
         side,
         runs.length,
         runs[0]?.failed.length ?? 0,
         `${p50} / ${max}`,
-        mostOfOne(runs),
+        ofOneText(runs.flatMap(({ failed }) => failed)),
+        ofOneText(runs.flatMap(sinceReport)),
         summaryText(runs.map(({ refusedMs }) => refusedMs)),
         summaryText(runs.map(({ heldMs }) => heldMs)),
       ];
@@ -189,12 +199,22 @@ function table(results: ReadonlyMap<Side, readonly Run[]>): string {
   );
 }
 
-function totals(runs: readonly Run[]): number[] {
-  return runs.map(({ failed }) => failed.reduce((sum, count) => sum + count, 0));
+function sinceReport({ failed, failedBefore }: Run): number[] {
+  return failed.map((count, index) => count - (failedBefore[index] ?? 0));
 }
 
-function mostOfOne(runs: readonly Run[]): number {
-  return Math.max(0, ...runs.flatMap(({ failed }) => failed));
+function ofOneText(counts: readonly number[]): string {
+  const { mean, most } = ofOne(counts);
+  return `${mean.toFixed(1)} / ${most}`;
+}
+
+/** Of the counts of single clients. */
+function ofOne(counts: readonly number[]): { mean: number; most: number } {
+  return { mean: sumOf(counts) / counts.length, most: Math.max(0, ...counts) };
+}
+
+function sumOf(counts: readonly number[]): number {
+  return counts.reduce((sum, count) => sum + count, 0);
 }
 
 function toJson(side: Side, runs: readonly Run[]): object {
@@ -202,8 +222,9 @@ function toJson(side: Side, runs: readonly Run[]): object {
     side,
     runs: runs.length,
     clients: runs[0]?.failed.length ?? 0,
-    failed: summary(totals(runs)),
-    mostOfOneClient: mostOfOne(runs),
+    failed: summary(runs.map(({ failed }) => sumOf(failed))),
+    ofOneClient: ofOne(runs.flatMap(({ failed }) => failed)),
+    ofOneClientSinceReport: ofOne(runs.flatMap(sinceReport)),
     refusedMs: summary(runs.map(({ refusedMs }) => refusedMs)),
     heldMs: summary(runs.map(({ heldMs }) => heldMs)),
   };

@@ -87,7 +87,7 @@ function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): 
 /** @returns a sentence when less waits than was asked for. */
 async function pause(
   place: Workplace,
-  { task, session, nodes }: Work,
+  { task, session, nodes, ahead }: Work,
   hold: Hold,
   node: Node,
 ): Promise<string | null> {
@@ -96,6 +96,7 @@ async function pause(
     session,
     node,
     nodes,
+    ahead,
     pause: hold.pause,
     planned: task.event === 'before_demote',
     means: place.handler().means,

@@ -5,7 +5,7 @@ import type { AbstractMPP, TrafficControl } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
 import { sameServer, type ServerIdentity } from '../postgres/identity.js';
 import { Listener } from '../postgres/listener.js';
-import { createPool } from '../postgres/pool.js';
+import { createPool, fill } from '../postgres/pool.js';
 import { Siblings } from '../siblings/siblings.js';
 import { Topology } from '../topology/topology.js';
 import type { ControlSession } from './leader.js';
@@ -35,6 +35,8 @@ const REGAIN_MS = 2_000;
 const REGAIN_EVERY_MS = 50;
 /** Who has just become active has more urgent things to do than to connect to all nodes. */
 const WARM_AFTER_MS = 5_000;
+/** For the first group that is held; the others connect beside it. */
+const WARM = 1;
 
 /**
  * One controller's time as the active one, from the leader lock to its loss or the stop. All sessions are
@@ -64,7 +66,12 @@ export class Lead {
     };
     const queue = { purpose: 'queue', max: 4, statementTimeoutMs: 10_000 };
     this.#db = createPool(connection, { ...common, ...queue });
-    this.#sessions = createPool(connection, { ...common, purpose: 'group', max: 10_000 });
+    this.#sessions = createPool(connection, {
+      ...common,
+      purpose: 'group',
+      max: 10_000,
+      min: WARM,
+    });
   }
 
   /**
@@ -171,11 +178,20 @@ export class Lead {
         }
         await forgetGone(control.client).catch((error: unknown) => this.#warnOfOldRows(error));
         this.#prune(term);
-        if (performance.now() >= warmAt) void traffic.warm(this.#db);
+        if (performance.now() >= warmAt) void this.#warm(traffic);
       }
     } finally {
       await control.close();
     }
+  }
+
+  /** Has sessions open that the next hold needs. Never throws. */
+  async #warm(traffic: TrafficControl): Promise<void> {
+    const filling = fill(this.#sessions, WARM, (client) => client.query('SELECT'));
+    await filling.catch((error: unknown) => {
+      this.#logger.debug({ err: error }, 'no session was opened ahead');
+    });
+    await traffic.warm(this.#db);
   }
 
   /**

@@ -1,4 +1,4 @@
-import type { HeldNode, Node, Transition } from '../mpp/abstract.js';
+import type { Anticipation, HeldNode, Node, Transition } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { attemptOf, endTasks } from '../tasks/finish.js';
@@ -29,6 +29,7 @@ export class Processor {
     const hold = holds.get(task.groupid);
     const log = logger.child({ task: task.id, groupid: task.groupid, event: task.event });
     let session = hold?.session;
+    const ahead = hold ? undefined : this.#anticipate(task);
     const watchdog = setTimeout(() => session?.destroy(), watchdogMs(task));
     try {
       if (hold) await hold.session.bound(boundsOf(task, holds.remaining(hold)));
@@ -40,11 +41,12 @@ export class Processor {
         return { again: delay };
       }
       this.#running.set(task, session);
-      return await this.#act(task, session, hold, log);
+      return await this.#act({ task, session, hold, log, ahead });
     } catch (error) {
       return await this.#failed(task, session, hold, error, log);
     } finally {
       clearTimeout(watchdog);
+      ahead?.end();
       this.#running.delete(task);
     }
   }
@@ -54,16 +56,20 @@ export class Processor {
     return [...this.#running].filter(([task]) => which(task)).map(([, session]) => session.pid);
   }
 
-  async #act(
-    task: Task,
-    session: GroupSession,
-    hold: Hold | undefined,
-    log: Logger,
-  ): Promise<Outcome> {
+  /** Where everything fails that does not wait yet, what the wait takes is begun before all else. */
+  #anticipate({ event, groupid, pause, timeoutMs }: Task): Anticipation | undefined {
+    const wanted = pause ?? this.#place.pause;
+    if (event === 'before_demote' || event === 'after_promote' || wanted === 'none')
+      return undefined;
+    return this.#place.traffic.anticipate({ groupid, pause: wanted, remainingMs: timeoutMs });
+  }
+
+  async #act(begun: Omit<Work, 'nodes'>): Promise<Outcome> {
+    const { task, session, hold } = begun;
     const handler = this.#place.handler();
     const nodes = await handler.readNodes(session.client, task);
     const transition = handler.plan(task, nodes, hold ? this.#heldNode(hold, nodes) : null);
-    const work: Work = { task, session, hold, nodes, log };
+    const work: Work = { ...begun, nodes };
     switch (transition.kind) {
       case 'discard':
       case 'fail':

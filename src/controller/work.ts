@@ -1,5 +1,5 @@
 import type { Pool } from 'pg';
-import type { AbstractMPPHandler, Node, TrafficControl } from '../mpp/abstract.js';
+import type { AbstractMPPHandler, Anticipation, Node, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import type { Siblings } from '../siblings/siblings.js';
 import { attemptOf, requeueTasks } from '../tasks/finish.js';
@@ -41,6 +41,8 @@ export interface Work {
   readonly session: GroupSession;
   /** The hold that was there when the task began. */
   readonly hold: Hold | undefined;
+  /** What was begun for a hold that it may open. */
+  readonly ahead: Anticipation | undefined;
   /** The group's rows, as the session sees them. */
   readonly nodes: readonly Node[];
   readonly log: Logger;

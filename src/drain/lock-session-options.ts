@@ -7,6 +7,8 @@ export interface LockSessionOptions {
   readonly pid: number;
   /** The session; a function, so that it can refuse once its transaction has ended. */
   readonly client: () => ClientBase;
+  /** True when the transaction has FIRST_SAVEPOINT already. */
+  readonly marked?: boolean;
   /** Called when it begins. */
   readonly onActive: () => void;
 }

@@ -36,10 +36,10 @@ export class LockSession {
   #yields = 0;
   #wantedSince = 0;
 
-  constructor({ server, pid, client, onActive }: LockSessionOptions) {
+  constructor({ server, pid, client, marked, onActive }: LockSessionOptions) {
     this.server = server;
     this.pid = pid;
-    this.#stack = new LockStack(client);
+    this.#stack = new LockStack(client, marked);
     this.#interrupter = new Interrupter(server, pid);
     this.#onActive = onActive;
   }

@@ -7,16 +7,18 @@ import { keysOf, type LockUnit } from './lock-unit.js';
 /** The units that a transaction has, each after a savepoint of its own. */
 export class LockStack {
   readonly #client: () => ClientBase;
+  /** Savepoints that are set: one for each unit, and perhaps one for the next. */
+  #marks: number;
   readonly #units: LockUnit[] = [];
   /** For each keeper, so many of the units are not given back. */
   readonly #floors = new Map<object, number>();
-  /** Savepoints that are set: one for each unit, and perhaps one for the next. */
-  #marks = 0;
   /** What bounds the transaction; false once a rollback may have taken that back. */
   #bounds: { readonly set: () => Promise<void>; done: boolean } | undefined;
 
-  constructor(client: () => ClientBase) {
+  /** @param marked whether FIRST_SAVEPOINT is set already */
+  constructor(client: () => ClientBase, marked = false) {
     this.#client = client;
+    this.#marks = marked ? 1 : 0;
   }
 
   get units(): readonly LockUnit[] {
@@ -125,3 +127,6 @@ function lost(cause: unknown): SessionLostError {
 function savepoint(depth: number): string {
   return `mpp_lock_${depth}`;
 }
+
+/** Below all locks: whoever begins the transaction may set it with that, in one go. */
+export const FIRST_SAVEPOINT = savepoint(0);

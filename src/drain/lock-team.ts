@@ -1,5 +1,10 @@
+import { within } from '../within.js';
 import type { LockSession } from './lock-session.js';
 import { areKeysOf, lotsOf, partsOf, type LockUnit } from './lock-unit.js';
+
+/** How long one session may take for all, in milliseconds, before several do it. */
+const SOON_MS = 100;
+const LOOK_MS = 5;
 
 /**
  * Several sessions that take locks side by side, as if they were one. A session queues for one lock at
@@ -38,10 +43,8 @@ export class LockTeam {
    */
   async takeAtOnce(units: readonly LockUnit[]): Promise<boolean> {
     if (this.has(units)) return true;
-    const lots = lotsOf(units);
-    const concerned = this.#members.filter((member) => hasToDoWith(member, lots));
-    const [taker] = [...concerned, ...this.#members];
-    if (!taker || concerned.length > 1 || this.#members.some(({ queues }) => queues)) return false;
+    const taker = this.#only(units);
+    if (!taker) return false;
     // What is given back of it later is wanted again as it was.
     const once = units.map((unit) => ({
       ...unit,
@@ -51,6 +54,28 @@ export class LockTeam {
     }));
     taker.want(once);
     return taker.obtain(once);
+  }
+
+  /**
+   * Takes them on one session, one after the other, for as long as nobody waits for it in turn.
+   *
+   * @returns false when that did not do; what of it was taken is given back then.
+   */
+  async takeSoon(units: readonly LockUnit[]): Promise<boolean> {
+    if (this.has(units)) return true;
+    const taker = this.#only(units);
+    if (!taker) return false;
+    const { yields } = taker;
+    const until = performance.now() + SOON_MS;
+    taker.want(units);
+    const taken = taker.obtain(units);
+    taken.catch(() => undefined);
+    while (taker.yields === yields && performance.now() < until) {
+      const done = await within(LOOK_MS, taken, undefined);
+      if (done !== undefined) return done;
+    }
+    await taker.drop(units);
+    return false;
   }
 
   /** The member that has waited longest for the lock that it waits for now. */
@@ -107,6 +132,14 @@ export class LockTeam {
   /** See LockSession. */
   async stop(): Promise<void> {
     await Promise.all(this.#members.map((member) => member.stop()));
+  }
+
+  /** The member that may take all of these by itself. */
+  #only(units: readonly LockUnit[]): LockSession | undefined {
+    const lots = lotsOf(units);
+    const concerned = this.#members.filter((member) => hasToDoWith(member, lots));
+    if (concerned.length > 1 || this.#members.some(({ queues }) => queues)) return undefined;
+    return concerned[0] ?? this.#members[0];
   }
 
   #takerOf(part: LockUnit): LockSession | undefined {

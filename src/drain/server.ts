@@ -14,20 +14,31 @@ export interface Ended {
 
 /** One server on which locks are taken, or whose lock waits say who is in the way of whom. */
 export class Server {
-  /**
-   * Its nodeid, by which sessions that work for its clients are known on other servers. It may get
-   * another one: the coordinator has 0 until it is registered.
-   */
-  key: string;
-  /** host:port, for people. */
-  readonly name: string;
+  #key: string;
+  #name: string;
   readonly #watch: Pool;
 
   /** @param watch sessions that only look, cancel and end; none of them waits for a lock. */
   constructor(options: { key: string; name: string; watch: Pool }) {
-    this.key = options.key;
-    this.name = options.name;
+    this.#key = options.key;
+    this.#name = options.name;
     this.#watch = options.watch;
+  }
+
+  /** Its nodeid, by which sessions that work for its clients are known on other servers. */
+  get key(): string {
+    return this.#key;
+  }
+
+  /** host:port, for people. */
+  get name(): string {
+    return this.#name;
+  }
+
+  /** It may get others: the coordinator has neither until it is registered. */
+  isKnownAs(key: string, name: string): void {
+    this.#key = key;
+    this.#name = name;
   }
 
   vertexOf(pid: number): Vertex {

@@ -73,6 +73,20 @@ export interface PauseMeans {
   readonly maySignal: boolean;
 }
 
+/** A pause that may have to come as soon as it can. */
+export interface LikelyPause {
+  readonly groupid: number;
+  readonly pause: Exclude<Pause, 'none'>;
+  /** How long the hold may last, in milliseconds from now. */
+  readonly remainingMs: number;
+}
+
+/** What has been opened and read for a pause before it was asked for. */
+export interface Anticipation {
+  /** Closes what nobody else has come to use. */
+  end(): void;
+}
+
 export interface PauseRequest {
   /** The transaction of the group: what the pause takes on the coordinator lasts until it ends. */
   readonly session: Transaction;
@@ -87,6 +101,8 @@ export interface PauseRequest {
   readonly cooldownMs: number;
   /** How long the hold may last, in milliseconds from now. */
   readonly remainingMs: number;
+  /** What `anticipate` gave for it, if it was called. */
+  readonly ahead?: Anticipation | undefined;
   /** Interrupts it. */
   readonly signal: AbortSignal;
   /** Called when a session without which traffic no longer waits breaks, once the pause is there. */
@@ -118,6 +134,8 @@ export interface TrafficControl {
    *   statement, or the reason of the signal. Nothing waits then that is not of the request's session.
    */
   pause(request: PauseRequest): Promise<Pausing>;
+  /** Begins to open and read what a pause will need, while it is being decided whether it comes to one. */
+  anticipate(likely: LikelyPause): Anticipation;
   /** Opens the sessions that a pause will need, where they are missing. Never throws. */
   warm(db: Queryable): Promise<void>;
   /** Lets all traffic go on that waits for sessions of its own, and closes them. */

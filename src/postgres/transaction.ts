@@ -1,4 +1,4 @@
-import type { Pool, PoolClient } from 'pg';
+import pg, { type Pool, type PoolClient, type QueryResult } from 'pg';
 import { SessionLostError } from '../errors.js';
 import { again } from './again.js';
 import { applicationName, errorText } from './session.js';
@@ -25,6 +25,14 @@ const ROLLBACK_MS = 5_000;
 export interface AdvisoryLock {
   readonly classid: number;
   readonly objid: number;
+}
+
+interface BeginOptions {
+  readonly bounds: Bounds;
+  /** What it is for, in application_name. */
+  readonly purpose: string;
+  readonly lock?: AdvisoryLock;
+  readonly savepoint?: string | undefined;
 }
 
 /** How a transaction ended, as far as we know: `lost` when its COMMIT or ROLLBACK got no answer. */
@@ -73,9 +81,15 @@ export class Transaction {
    * Begins a transaction whose DDL and LOCK TABLE stay on this server, where Citus would send them on.
    *
    * @param purpose what it is for, in application_name
+   * @param savepoint the name of one to set at once
    */
-  static async begin(pool: Pool, bounds: Bounds, purpose: string): Promise<Transaction> {
-    const transaction = await Transaction.#begin(pool, bounds, purpose, undefined);
+  static async begin(
+    pool: Pool,
+    bounds: Bounds,
+    purpose: string,
+    savepoint?: string,
+  ): Promise<Transaction> {
+    const transaction = await Transaction.#begin(pool, { bounds, purpose, savepoint });
     if (transaction === undefined) throw new Error('a lock that was not asked for was refused');
     return transaction;
   }
@@ -91,38 +105,22 @@ export class Transaction {
     purpose: string,
     lock: AdvisoryLock,
   ): Promise<Transaction | undefined> {
-    return Transaction.#begin(pool, bounds, purpose, lock);
+    return Transaction.#begin(pool, { bounds, purpose, lock });
   }
 
-  static async #begin(
-    pool: Pool,
-    bounds: Bounds,
-    purpose: string,
-    lock: AdvisoryLock | undefined,
-  ): Promise<Transaction | undefined> {
+  static async #begin(pool: Pool, options: BeginOptions): Promise<Transaction | undefined> {
     // One that a pool has kept may have been ended without its knowing yet.
-    return again(() => Transaction.#beginOnce(pool, bounds, purpose, lock));
+    return again(() => Transaction.#beginOnce(pool, options));
   }
 
-  static async #beginOnce(
-    pool: Pool,
-    bounds: Bounds,
-    purpose: string,
-    lock: AdvisoryLock | undefined,
-  ): Promise<Transaction | undefined> {
+  static async #beginOnce(pool: Pool, options: BeginOptions): Promise<Transaction | undefined> {
     const transaction = new Transaction(await pool.connect());
     // The server's own bounds are not set yet, and a network that swallows everything has none.
     const watchdog = setTimeout(() => transaction.destroy(), BEGIN_MS);
     try {
-      await transaction.#client.query('BEGIN ISOLATION LEVEL READ COMMITTED');
-      const name = applicationName(purpose).slice(0, 63);
-      const { rows } = await transaction.#client.query<{ locked: boolean; pid: number }>({
-        name: 'mpp-begin',
-        text: BEGIN,
-        values: [...boundValues(bounds), lock?.classid, lock?.objid, name],
-      });
-      transaction.#pid = rows[0]?.pid ?? 0;
-      if (rows[0]?.locked === true) return transaction;
+      const { locked, pid } = await begin(transaction.#client, options);
+      transaction.#pid = pid;
+      if (locked) return transaction;
       await transaction.rollback();
       return undefined;
     } catch (error) {
@@ -202,34 +200,56 @@ function boundValues({ idleMs, lockMs, statementMs }: Bounds): string[] {
  * transaction_timeout (from PostgreSQL 17 on) ends what idle_in_transaction_session_timeout does not
  * see. It runs from where it is set, and only if none runs already, so it is switched off first.
  */
-const BOUNDS = `
-         set_config('idle_in_transaction_session_timeout', $1, true),
-         set_config('lock_timeout', $2, true),
-         set_config('statement_timeout', $3, true),
-         CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
-           THEN set_config('transaction_timeout', '0', true) || set_config('transaction_timeout', $4, true)
-         END`;
+function boundsSql([idle, lock, statement, transaction]: readonly string[]): string {
+  return `
+    set_config('idle_in_transaction_session_timeout', ${idle}, true),
+    set_config('lock_timeout', ${lock}, true),
+    set_config('statement_timeout', ${statement}, true),
+    CASE WHEN current_setting('transaction_timeout', true) IS NOT NULL
+      THEN set_config('transaction_timeout', '0', true)
+        || set_config('transaction_timeout', ${transaction}, true)
+    END`;
+}
 
-const BOUND = `SELECT ${BOUNDS}`;
+const BOUND = `SELECT ${boundsSql(['$1', '$2', '$3', '$4'])}`;
 
 /**
+ * One message to the server for all of it, which only text without parameters can be: clients wait for
+ * what is begun here, or fail.
+ *
  * A process that waits for a lock does not look whether its client is still there, and a dead one's place
  * in the queue keeps everybody waiting: so it is told to look.
  *
  * A transaction that waits for a lock looks for a deadlock after deadlock_timeout, and is the one that
  * dies of it. Ours must not: whoever waits for us looks as well. Setting it takes a right.
  */
-const BEGIN = `
-  SELECT CASE WHEN $5::integer IS NULL THEN true ELSE pg_try_advisory_xact_lock($5, $6) END AS locked,
-         pg_backend_pid() AS pid,
-         set_config('application_name', $7, true),
-         CASE WHEN current_setting('client_connection_check_interval', true) IS NOT NULL
-           THEN set_config('client_connection_check_interval', '200ms', true)
-         END,
-         CASE WHEN $5::integer IS NULL
-           THEN set_config('citus.enable_ddl_propagation', 'off', true)
-         END,
-         CASE WHEN has_parameter_privilege('deadlock_timeout', 'SET')
-           THEN set_config('deadlock_timeout', '1d', true)
-         END,
-         ${BOUNDS}`;
+async function begin(
+  client: PoolClient,
+  { bounds, purpose, lock, savepoint }: BeginOptions,
+): Promise<{ locked: boolean; pid: number }> {
+  const name = pg.escapeLiteral(applicationName(purpose).slice(0, 63));
+  const locked = lock ? `pg_try_advisory_xact_lock(${lock.classid}, ${lock.objid})` : 'true';
+  const local = lock ? '' : "set_config('citus.enable_ddl_propagation', 'off', true),";
+  const text = `
+  BEGIN ISOLATION LEVEL READ COMMITTED;
+  SELECT ${locked} AS locked,
+    pg_backend_pid() AS pid,
+    set_config('application_name', ${name}, true),
+    CASE WHEN current_setting('client_connection_check_interval', true) IS NOT NULL
+      THEN set_config('client_connection_check_interval', '200ms', true)
+    END,
+    ${local}
+    CASE WHEN has_parameter_privilege('deadlock_timeout', 'SET')
+      THEN set_config('deadlock_timeout', '1d', true)
+    END,
+    ${boundsSql(boundValues(bounds).map((value) => pg.escapeLiteral(value)))};
+  ${savepoint === undefined ? '' : `SAVEPOINT ${pg.escapeIdentifier(savepoint)};`}`;
+  // The types of node-postgres do not know of several results.
+  const results = (await client.query(text)) as unknown as [
+    QueryResult,
+    QueryResult<{ locked: boolean; pid: number }>,
+  ];
+  const [row] = results[1].rows;
+  if (row === undefined) throw new Error('a query for the server process returned no row');
+  return row;
+}

@@ -2,7 +2,7 @@ import type { LockSession } from '../../../drain/lock-session.js';
 import { LockTeam, obtain } from '../../../drain/lock-team.js';
 import type { LockUnit } from '../../../drain/lock-unit.js';
 import type { LaneOrder } from './lane-order.js';
-import type { Share, SharedLocks } from './shared-locks.js';
+import type { Share, SharedLocks, TryOptions } from './shared-locks.js';
 import type { Targets } from './targets.js';
 
 type UnitsFor = (targets: Targets) => LockUnit[];
@@ -81,7 +81,7 @@ export class LaneLocks {
     if (units.length === 0) return;
     const { locks } = await this.join(common);
     this.#add({ locks, units, unitsFor });
-    await common.take(units);
+    await common.take(units, !this.#order.planned);
   }
 
   /** @returns who was in the way, or null once they are taken; see SharedLocks. */
@@ -93,9 +93,13 @@ export class LaneLocks {
   ): Promise<string | null> {
     const { locks } = await this.join(common);
     const units = unitsFor(targets);
-    const inTheWay = await common.tryFor(units, until, this.#signal);
+    const inTheWay = await common.tryFor(units, this.trying(until));
     if (inTheWay === null) this.#add({ locks, units, unitsFor, sparing: common });
     return inTheWay;
+  }
+
+  trying(until: number): TryOptions {
+    return { busy: !this.#order.planned, until, signal: this.#signal };
   }
 
   async leave(common: SharedLocks, keeper: object): Promise<void> {

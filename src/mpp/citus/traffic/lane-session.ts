@@ -1,8 +1,8 @@
 import type { Watch } from '../../../drain/watch.js';
-import { Transaction } from '../../../postgres/transaction.js';
+import type { Transaction } from '../../../postgres/transaction.js';
 import type { LaneOrder, OwnLocks } from './lane-order.js';
 import type { TrafficNode } from './node.js';
-import { boundsFor, inTime, release, watched } from './shared-set.js';
+import { beginWatched, boundsFor, inTime, release } from './shared-set.js';
 import { shardLocks } from './targets.js';
 
 /** The session in which a lane locks what is the group's alone, opened when it is needed first. */
@@ -66,7 +66,14 @@ export class LaneSession {
     const { groupid, remainingMs, onLost } = this.#order;
     const { sessions, server } = this.#node;
     const purpose = `pause of group ${groupid}`;
-    const transaction = await Transaction.begin(sessions, boundsFor(remainingMs), purpose);
+    const bounds = boundsFor(remainingMs);
+    const { transaction, locks } = await beginWatched(
+      server,
+      this.#watch,
+      sessions,
+      bounds,
+      purpose,
+    );
     if (this.#signal.aborted) {
       await transaction.rollback();
       this.#signal.throwIfAborted();
@@ -76,7 +83,6 @@ export class LaneSession {
       transaction.destroy();
       onLost();
     });
-    const locks = watched(server, this.#watch, transaction);
     const unitsFor: OwnLocks['unitsFor'] = ({ shards }) => shardLocks(shards);
     return (this.#opened = { locks, coversShared: false, unitsFor });
   }

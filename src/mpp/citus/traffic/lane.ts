@@ -1,3 +1,4 @@
+import type { DatabaseStateError } from '../../../errors.js';
 import type { LockSession } from '../../../drain/lock-session.js';
 import type { LockUnit } from '../../../drain/lock-unit.js';
 import { obtain } from '../../../drain/lock-team.js';
@@ -7,21 +8,12 @@ import type { LaneOrder, OwnLocks } from './lane-order.js';
 import type { TrafficNode } from './node.js';
 import { LaneLocks, type Held } from './lane-locks.js';
 import { LaneSession } from './lane-session.js';
+import { LaneTargets } from './lane-targets.js';
 import type { SharedLocks } from './shared-locks.js';
-import {
-  doorsOf,
-  isGone,
-  notLockable,
-  readersOf,
-  sameTargets,
-  writersOf,
-  type Targets,
-} from './targets.js';
+import { doorsOf, isGone, notLockable, readersOf, writersOf, type Targets } from './targets.js';
 
 /** How soon a lock is there that nobody has, in milliseconds; a busy server may take longer. */
 const AT_ONCE_MS = 5;
-/** What was read longer ago is read again before it is relied on, in milliseconds. */
-const FRESH_MS = 20;
 /** A table or shard may be dropped between a look and the lock; so often what there is is read again. */
 const GONE_TRIES = 3;
 
@@ -36,11 +28,7 @@ export class Lane {
   readonly #over = new AbortController();
   readonly #locks: LaneLocks;
   #impatience: NodeJS.Timeout | undefined;
-  #targets: Targets | undefined;
-  /** When the targets were read, by performance.now(). */
-  #readAt = -Infinity;
-  /** False when the targets may have changed since they were read. */
-  #upToDate = true;
+  readonly #targets: LaneTargets;
   #reason: string | null = null;
   #kept = false;
 
@@ -51,6 +39,7 @@ export class Lane {
     this.#order = order;
     this.#own = new LaneSession(node, watch, order, this.#over.signal, own);
     this.#locks = new LaneLocks(order, this.#over.signal);
+    this.#targets = new LaneTargets(node.targets, order.groupid);
   }
 
   /** A sentence when less waits than was asked for, else null. */
@@ -71,7 +60,7 @@ export class Lane {
   /** True when it has all its locks at this moment, or has been left out. */
   get complete(): boolean {
     if (this.#over.signal.aborted) return true;
-    return this.#upToDate && this.#locks.complete;
+    return this.#targets.upToDate && this.#locks.complete;
   }
 
   /** Opens the sessions that it will need, and reads what there is to lock. */
@@ -80,12 +69,12 @@ export class Lane {
     const opens = pause === 'writes' && !this.#own.commits;
     const joining = planned
       ? this.#joinIfNeeded()
-      : Promise.all([this.#read(), this.#joinInForce()]);
+      : Promise.all([this.#targets.guess(), this.#joinInForce()]);
     await Promise.all([opens ? this.#own.open() : undefined, joining]);
   }
 
   async #joinIfNeeded(): Promise<void> {
-    const { tables, shared } = await this.#read();
+    const { tables, shared } = await this.#targets.read();
     const needed = this.#order.pause === 'all' ? tables : this.#own.coversShared ? [] : shared;
     if (needed.length > 0) await this.#locks.join(this.node.shared);
   }
@@ -113,17 +102,20 @@ export class Lane {
       } catch (error) {
         if (attempt === GONE_TRIES || !isGone(error)) throw error;
         this.#locks.forget();
-        this.#targets = undefined;
+        this.#targets.forget();
       }
     }
   }
 
   async #takeAll(): Promise<void> {
-    const { groupid, pause } = this.#order;
-    const targets = this.#targets ?? (await this.#read());
-    const { lockSpace, server } = this.node;
-    const locksTaken = Math.max(targets.locksTaken, lockSpace.claimedBeside(this));
-    const refusal = notLockable({ ...targets, locksTaken }, groupid, server.name);
+    const { pause } = this.#order;
+    const { lockSpace } = this.node;
+    let targets = this.#targets.found ?? (await this.#targets.read());
+    let refusal = this.#refusal(targets);
+    if (refusal && !this.#targets.isFresh) {
+      targets = await this.#targets.read();
+      refusal = this.#refusal(targets);
+    }
     const mayNot = refusal?.code === 'NOT_OWNER' && this.#own.coversShared;
     if (refusal && !mayNot) throw refusal;
     if (refusal && pause === 'all') this.#reason = `writes wait, reads do not: ${refusal.message}`;
@@ -131,18 +123,13 @@ export class Lane {
     const all = pause === 'all' && !refusal && (await this.#takeTables(targets));
     // Who can touch no table can touch no shard: only what commits the change needs those, too.
     if (!all || this.#own.commits) await this.#takeWrites(targets, all || mayNot);
-    this.#upToDate = this.#isFresh;
+    this.#targets.doubt();
   }
 
-  get #isFresh(): boolean {
-    return performance.now() - this.#readAt < FRESH_MS;
-  }
-
-  async #read(): Promise<Targets> {
-    const readAt = performance.now();
-    this.#targets = await this.node.targets.read(this.#order.groupid);
-    this.#readAt = readAt;
-    return this.#targets;
+  #refusal(targets: Targets): DatabaseStateError | undefined {
+    const { lockSpace, server } = this.node;
+    const locksTaken = Math.max(targets.locksTaken, lockSpace.claimedBeside(this));
+    return notLockable({ ...targets, locksTaken }, this.#order.groupid, server.name);
   }
 
   /**
@@ -152,17 +139,12 @@ export class Lane {
   async settle(): Promise<void> {
     if (this.#over.signal.aborted) return;
     try {
-      if (!this.#upToDate) {
-        const before = this.#targets;
-        const targets = await this.#read();
-        this.#upToDate = sameTargets(targets, before);
-        this.#locks.retarget(targets);
-      }
+      if (!this.#targets.upToDate) this.#locks.retarget(await this.#targets.renew());
       for (const held of this.#locks.held) await this.#regain(held);
     } catch (error) {
       if (!isGone(error)) throw error;
       this.#locks.forget();
-      this.#targets = undefined;
+      this.#targets.forget();
       await this.take();
     }
   }
@@ -170,12 +152,14 @@ export class Lane {
   async #regain(held: Held): Promise<void> {
     if (held.locks.has(held.units)) return;
     if (!held.sparing) return obtain(held.locks, held.units);
-    const inTheWay = await held.sparing.tryFor(held.units, this.#patientUntil, this.#over.signal);
+    const trying = this.#locks.trying(this.#patientUntil);
+    const inTheWay = await held.sparing.tryFor(held.units, trying);
     if (inTheWay === null) return;
     this.#locks.forgetOne(held);
     if (held.sparing === this.node.gate) return this.#leave(this.node.gate);
     this.#sayReadsGoOn(inTheWay);
-    if (this.#targets) await this.#takeWrites(this.#targets, false);
+    const { found } = this.#targets;
+    if (found) await this.#takeWrites(found, false);
   }
 
   /** Nothing is given back from now on; whom only the drain kept waiting goes on. */

@@ -107,16 +107,17 @@ export class TrafficNode {
   }
 
   /**
-   * Has as many sessions open as a hold takes, so that it need not connect first. Where that failed it is
-   * left alone for a while.
+   * Has as many sessions open as a hold takes, so that it need not connect first, and knows what there is
+   * to lock of these groups. Where that failed it is left alone for a while.
    *
    * @throws when the node cannot be reached
    */
-  async warm(): Promise<void> {
+  async warm(groupids: readonly number[]): Promise<void> {
     if (performance.now() < this.#coldUntil) return;
     try {
       await fill(this.looks, WARM_LOOKS, (client) => client.query('SELECT'));
       await fill(this.sessions, WARM, (client) => client.query(targetsQuery([])));
+      await this.targets.refresh(groupids);
     } catch (error) {
       this.#coldUntil = performance.now() + COLD_MS;
       throw error;
@@ -137,9 +138,9 @@ export class TrafficNode {
   }
 }
 
-/** A hold in a busy cluster takes one session for itself, and up to four that it shares. */
-const WARM = 4;
-const WARM_LOOKS = 1;
+/** Four that a hold in a busy cluster shares with others, and one to read by or for itself. */
+const WARM = 5;
+const WARM_LOOKS = 2;
 const COLD_MS = 60_000;
 /** A server that takes longer to look at its own locks is as good as unreachable. */
 const LOOK_MOST_MS = 1_000;

@@ -18,6 +18,15 @@ export interface Share {
   leave(): Promise<void>;
 }
 
+export interface TryOptions {
+  /** True when somebody is sure to be in the way: it is not tried without waiting first. */
+  readonly busy: boolean;
+  /** When to give up in any case, by performance.now(). */
+  readonly until: number;
+  /** Makes it give up at once. */
+  readonly signal: AbortSignal;
+}
+
 const ANOTHER_HOLD = 'what another hold has or wants';
 
 /** How often it is tried, when somebody in the way does not go on. */
@@ -76,9 +85,13 @@ export class SharedLocks {
     if (this.#set && this.#team) await this.#set.grow(this.#team);
   }
 
-  /** Takes locks, and waits for them for as long as it takes. */
-  async take(units: readonly LockUnit[]): Promise<void> {
-    const locks = await this.#grown(units);
+  /**
+   * Takes locks, and waits for them for as long as it takes.
+   *
+   * @param busy see TryOptions
+   */
+  async take(units: readonly LockUnit[], busy: boolean): Promise<void> {
+    const locks = await this.#grown(units, busy);
     if (locks.has(units)) return;
     this.#want(locks, units);
     await obtain(locks, units);
@@ -88,16 +101,10 @@ export class SharedLocks {
    * Takes locks that nobody's session may be ended for: gives up when somebody in the way does not go
    * on, and lets traffic through between tries.
    *
-   * @param until when to give up in any case, by performance.now()
-   * @param signal makes it give up at once
    * @returns who was in the way, or null once they are taken.
    */
-  async tryFor(
-    units: readonly LockUnit[],
-    until: number,
-    signal: AbortSignal,
-  ): Promise<string | null> {
-    const turn = this.#turn.then(() => this.#tryFor(units, until, signal));
+  async tryFor(units: readonly LockUnit[], options: TryOptions): Promise<string | null> {
+    const turn = this.#turn.then(() => this.#tryFor(units, options));
     this.#turn = turn.catch(() => undefined);
     return turn;
   }
@@ -133,17 +140,17 @@ export class SharedLocks {
   }
 
   /** One session while nobody is in the way, else all. */
-  async #grown(units: readonly LockUnit[]): Promise<LockTeam> {
+  async #grown(units: readonly LockUnit[], busy: boolean): Promise<LockTeam> {
     const [set, team] = [this.#set, this.#team];
     if (!set || !team) throw new SessionLostError('the sessions that holds share were lost');
-    if (!(await team.takeAtOnce(units))) await set.grow(team);
+    const taken = busy ? await team.takeSoon(units) : await team.takeAtOnce(units);
+    if (!taken) await set.grow(team);
     return team;
   }
 
   async #tryFor(
     units: readonly LockUnit[],
-    until: number,
-    signal: AbortSignal,
+    { busy, until, signal }: TryOptions,
   ): Promise<string | null> {
     signal.throwIfAborted();
     if (this.#isOthers(units)) return ANOTHER_HOLD;
@@ -151,7 +158,7 @@ export class SharedLocks {
     if (this.#failed?.keys === keys && performance.now() - this.#failed.at < REMEMBER_MS) {
       return this.#failed.inTheWay;
     }
-    const locks = await this.#grown(units);
+    const locks = await this.#grown(units, busy);
     if (locks.has(units)) return null;
     let inTheWay = 'more than one after the other';
     for (let attempt = 1; ; attempt += 1) {

@@ -1,5 +1,6 @@
 import type { Pool } from 'pg';
 import { LockSession } from '../../../drain/lock-session.js';
+import { FIRST_SAVEPOINT } from '../../../drain/lock-stack.js';
 import { LockTeam } from '../../../drain/lock-team.js';
 import type { Server } from '../../../drain/server.js';
 import type { Watch } from '../../../drain/watch.js';
@@ -19,6 +20,12 @@ export interface SharedSetOptions {
   readonly onOver: () => void;
 }
 
+/** A transaction, and what takes locks in it. */
+export interface Watched {
+  readonly transaction: Transaction;
+  readonly locks: LockSession;
+}
+
 /** Who needs it. */
 export interface User {
   /** Until when, by performance.now(). */
@@ -31,10 +38,12 @@ export interface User {
 export class SharedSet {
   readonly #options: SharedSetOptions;
   readonly #users = new Set<User>();
-  readonly #members: { readonly transaction: Transaction; readonly locks: LockSession }[] = [];
+  readonly #members: Watched[] = [];
   #team: Promise<LockTeam> | undefined;
   #growing: Promise<void> | undefined;
   #over = false;
+  /** What all sessions may last to at least, by performance.now(). */
+  #boundUntil = -Infinity;
 
   constructor(options: SharedSetOptions) {
     this.#options = options;
@@ -45,8 +54,7 @@ export class SharedSet {
     this.#users.add(user);
     try {
       const team = await (this.#team ??= this.#open());
-      // It was opened with the bounds that the first one needs.
-      if (this.#users.size > 1) this.renew();
+      if (user.dueAt > this.#boundUntil) this.renew();
       return team;
     } catch (error) {
       await this.leave(user);
@@ -56,6 +64,7 @@ export class SharedSet {
 
   /** Has the server's own bounds follow what the users need. */
   renew(): void {
+    this.#boundUntil = this.#dueAt;
     for (const { transaction, locks } of this.#members) {
       locks.bound(() => transaction.bound(this.#bounds()));
     }
@@ -75,6 +84,7 @@ export class SharedSet {
   }
 
   async #open(): Promise<LockTeam> {
+    this.#boundUntil = this.#dueAt;
     return new LockTeam(await this.#begin());
   }
 
@@ -86,9 +96,9 @@ export class SharedSet {
 
   async #begin(): Promise<LockSession> {
     const { server, sessions, watch } = this.#options;
-    const transaction = await Transaction.begin(sessions, this.#bounds(), 'shared locks');
-    const locks = watched(server, watch, transaction);
-    this.#members.push({ transaction, locks });
+    const begun = await beginWatched(server, watch, sessions, this.#bounds(), 'shared locks');
+    const { transaction, locks } = begun;
+    this.#members.push(begun);
     transaction.onLost(() => this.#lose());
     // Everybody may have left meanwhile.
     if (this.#over) await release(transaction, locks);
@@ -107,9 +117,12 @@ export class SharedSet {
     this.#options.onOver();
   }
 
+  get #dueAt(): number {
+    return Math.max(performance.now(), ...[...this.#users].map(({ dueAt }) => dueAt));
+  }
+
   #bounds(): Bounds {
-    const now = performance.now();
-    return boundsFor(Math.max(0, ...[...this.#users].map(({ dueAt }) => dueAt - now)));
+    return boundsFor(this.#dueAt - performance.now());
   }
 }
 
@@ -128,10 +141,28 @@ export async function inTime(work: Promise<unknown>): Promise<boolean> {
   return within(STOP_MS, done, false);
 }
 
-/** The locks of an open transaction, looked after until it ends. */
-export function watched(server: Server, watch: Watch, transaction: Transaction): LockSession {
+/** A transaction of its own for locks, looked after. @param purpose see Transaction.begin */
+export async function beginWatched(
+  server: Server,
+  watch: Watch,
+  sessions: Pool,
+  bounds: Bounds,
+  purpose: string,
+): Promise<Watched> {
+  const transaction = await Transaction.begin(sessions, bounds, purpose, FIRST_SAVEPOINT);
+  return { transaction, locks: watched(server, watch, transaction, true) };
+}
+
+/** The locks of an open transaction, looked after until it ends. @param marked see LockSessionOptions */
+export function watched(
+  server: Server,
+  watch: Watch,
+  transaction: Transaction,
+  marked = false,
+): LockSession {
   const locks = new LockSession({
     server,
+    marked,
     pid: transaction.pid,
     client: () => transaction.client,
     onActive: () => watch.wake(),

@@ -1,6 +1,15 @@
 import type { Pool } from 'pg';
 import { readTargets, type Targets } from './targets.js';
 
+/** What there was to lock, and when that was read, by performance.now(). */
+interface Known {
+  readonly readAt: number;
+  readonly targets: Promise<Targets>;
+}
+
+/** How old what is known may get, in milliseconds. */
+const KNOWN_MS = 60_000;
+
 interface Batch {
   readonly groupids: Set<number>;
   readonly found: Promise<ReadonlyMap<number, Targets>>;
@@ -15,18 +24,46 @@ export class TargetsReader {
   /** What is read next: it is not asked for yet, so whoever joins it gets what is there from now on. */
   #next: Batch | undefined;
   #last: Promise<unknown> = Promise.resolve();
+  readonly #known = new Map<number, Known>();
+  /** By performance.now(). */
+  #refreshAt = -Infinity;
 
   /** @param sessions with the node */
   constructor(sessions: Pool) {
     this.#sessions = sessions;
   }
 
+  /** What there is from now on. */
   async read(groupid: number): Promise<Targets> {
+    return this.#begun(groupid).targets;
+  }
+
+  /** What was read last or is being read, to begin with: it may not be so any more. */
+  known(groupid: number): Known {
+    return this.#known.get(groupid) ?? this.#begun(groupid);
+  }
+
+  /** Has something known of these groups, not too old, at the cost of a thousandth of the time at most. */
+  async refresh(groupids: readonly number[]): Promise<void> {
+    const began = performance.now();
+    if (groupids.length === 0 || began < this.#refreshAt) return;
+    await Promise.all(groupids.map((groupid) => this.read(groupid)));
+    const now = performance.now();
+    this.#refreshAt = now + Math.max(KNOWN_MS, 1_000 * (now - began));
+    for (const groupid of this.#known.keys()) {
+      if (!groupids.includes(groupid)) this.#known.delete(groupid);
+    }
+  }
+
+  #begun(groupid: number): Known {
     const batch = (this.#next ??= this.#begin());
     batch.groupids.add(groupid);
-    const targets = (await batch.found).get(groupid);
-    if (targets === undefined) throw new Error('a query for what to lock returned no row');
-    return targets;
+    const known = { readAt: performance.now(), targets: only(groupid, batch.found) };
+    this.#known.set(groupid, known);
+    known.targets.catch(() => {
+      if (this.#known.get(groupid) === known) this.#known.delete(groupid);
+    });
+    return known;
   }
 
   #begin(): Batch {
@@ -38,4 +75,10 @@ export class TargetsReader {
     this.#last = found.catch(() => undefined);
     return { groupids, found };
   }
+}
+
+async function only(groupid: number, found: Batch['found']): Promise<Targets> {
+  const targets = (await found).get(groupid);
+  if (targets === undefined) throw new Error('a query for what to lock returned no row');
+  return targets;
 }

@@ -1,24 +1,27 @@
 import type { LockSession } from '../../../drain/lock-session.js';
 import { Watch } from '../../../drain/watch.js';
 import { DatabaseStateError, SessionLostError } from '../../../errors.js';
-import { nodeConnection } from '../../../postgres/node-connection.js';
 import type { Queryable } from '../../../postgres/queryable.js';
 import { errorText } from '../../../postgres/session.js';
 import type { Outcome } from '../../../postgres/transaction.js';
-import { formatAddress } from '../../../tasks/task.js';
-import type { Pausing, PauseRequest, TrafficControl, TrafficOptions } from '../../abstract.js';
+import type {
+  Anticipation,
+  LikelyPause,
+  Pausing,
+  PauseRequest,
+  TrafficControl,
+  TrafficOptions,
+} from '../../abstract.js';
+import { Anticipated } from './anticipated.js';
 import { Lane } from './lane.js';
-import { readPrimaries, TrafficNode, type PrimaryRow, type TrafficNodeOptions } from './node.js';
+import { readPrimaries, type PrimaryRow, type TrafficNode } from './node.js';
+import { TrafficNodes, type OtherNode } from './nodes.js';
 import { openLanes, type SideLane } from './opening.js';
 import { inTime, watched } from './shared-set.js';
 import { STRATEGIES, type PauseStrategy } from './strategies.js';
 import { waitUntilSynced } from './synced.js';
 import { warmNodes } from './warming.js';
 
-/** How long it may take to reach a node, in milliseconds; it is left out of a hold then. */
-const CONNECT_MS = 2_000;
-/** The coordinator cannot be left out, and may only be busy. */
-const CONNECT_COORDINATOR_MS = 10_000;
 /** How long a node that has not got the new row keeps its traffic waiting after the commit. */
 const SYNC_MOST_MS = 10_000;
 
@@ -32,8 +35,7 @@ interface Lanes {
 export class CitusTraffic implements TrafficControl {
   readonly #options: TrafficOptions;
   readonly #watch: Watch;
-  /** By nodeid and address. */
-  readonly #nodes = new Map<string, TrafficNode>();
+  readonly #nodes: TrafficNodes;
   readonly #endings = new Set<Promise<void>>();
   readonly #stopping = new AbortController();
   #warming: Promise<void> | undefined;
@@ -52,20 +54,22 @@ export class CitusTraffic implements TrafficControl {
         logger.debug({ err: error, server: server.name }, 'a look at lock waits failed');
       },
     });
+    this.#nodes = new TrafficNodes(options, this.#watch);
   }
 
   async pause(request: PauseRequest): Promise<Pausing> {
     const began = performance.now();
     const looks = this.#watch.looks;
-    const primaries = await readPrimaries(request.session.client);
-    const coordinator = this.#coordinator(primaries);
-    const others = this.#others(primaries);
-    this.#forget([coordinator, ...others.map(({ node }) => node)]);
+    const ahead = request.ahead instanceof Anticipated ? await request.ahead.primaries : undefined;
+    const primaries = ahead ?? (await readPrimaries(request.session.client));
+    const coordinator = this.#nodes.coordinator(primaries);
+    const entries = this.#entries(primaries, request.node.groupid);
+    this.#nodes.keepOnly(primaries);
     const locks = watched(coordinator.server, this.#watch, request.session);
     let fellBack: string | null = null;
     for (const strategy of usableStrategies(request)) {
       try {
-        const lanes = await this.#open(request, strategy, coordinator, others, locks);
+        const lanes = await this.#open(request, strategy, coordinator, entries, locks);
         request.session.onEnd((outcome) => this.#end(coordinator, lanes, outcome));
         this.#options.logger.info(
           {
@@ -90,6 +94,19 @@ export class CitusTraffic implements TrafficControl {
     throw new DatabaseStateError('NO_STRATEGY', fellBack ?? 'no way to make traffic wait is left');
   }
 
+  anticipate(likely: LikelyPause): Anticipation {
+    const coordinator = this.#nodes.coordinator();
+    return new Anticipated(likely, readPrimaries(coordinator.looks), (primaries) => [
+      coordinator,
+      ...this.#entries(primaries, likely.groupid).map(({ node }) => node),
+    ]);
+  }
+
+  /** The other nodes whose traffic of the group enters there: the group's own needs no other's leave. */
+  #entries(primaries: readonly PrimaryRow[], groupid: number): OtherNode[] {
+    return this.#nodes.others(primaries).filter(({ row }) => row.entry && row.groupid !== groupid);
+  }
+
   /** Whoever is asked while it is at it joins in. */
   async warm(db: Queryable): Promise<void> {
     this.#warming ??= this.#warm(db).finally(() => (this.#warming = undefined));
@@ -99,9 +116,11 @@ export class CitusTraffic implements TrafficControl {
   async #warm(db: Queryable): Promise<void> {
     try {
       const primaries = await readPrimaries(db);
-      const others = this.#others(primaries).filter(({ row }) => row.entry);
-      const nodes = [this.#coordinator(primaries), ...others.map(({ node }) => node)];
-      await warmNodes(nodes, (node, error) => this.#sayCold(node, error), this.#stopping.signal);
+      const others = this.#nodes.others(primaries).filter(({ row }) => row.entry);
+      const nodes = [this.#nodes.coordinator(primaries), ...others.map(({ node }) => node)];
+      const groupids = primaries.map(({ groupid }) => groupid);
+      const onFailure = (node: TrafficNode, error: unknown): void => this.#sayCold(node, error);
+      await warmNodes(nodes, groupids, onFailure, this.#stopping.signal);
     } catch (error) {
       this.#options.logger.debug({ err: error }, 'no sessions were opened ahead');
     }
@@ -116,15 +135,14 @@ export class CitusTraffic implements TrafficControl {
     this.#stopping.abort();
     await this.#warming;
     await Promise.all(this.#endings);
-    await Promise.all([...this.#nodes.values()].map((node) => node.close()));
-    this.#nodes.clear();
+    await this.#nodes.close();
   }
 
   async #open(
     request: PauseRequest,
     strategy: PauseStrategy,
     coordinator: TrafficNode,
-    others: readonly { row: PrimaryRow; node: TrafficNode }[],
+    entries: readonly OtherNode[],
     locks: LockSession,
   ): Promise<Lanes> {
     const { node, nodes, pause, planned, cooldownMs, remainingMs, means } = request;
@@ -149,13 +167,11 @@ export class CitusTraffic implements TrafficControl {
         },
       },
     );
-    const side = others
-      .filter(({ row }) => row.entry && row.groupid !== node.groupid)
-      .map(({ row, node: place }) => {
-        const onLost = (): void => this.#sideLost(lane);
-        const lane: Lane = new Lane(place, this.#watch, { ...order, onLost });
-        return { nodeid: row.nodeid, lane };
-      });
+    const side = entries.map(({ row, node: place }) => {
+      const onLost = (): void => this.#sideLost(lane);
+      const lane: Lane = new Lane(place, this.#watch, { ...order, onLost });
+      return { nodeid: row.nodeid, lane };
+    });
     const signal = AbortSignal.any([request.signal, lost.signal]);
     const opening = { planned, cooldownMs, remainingMs, signal };
     const lanes = { main, side: await openLanes(main, side, opening) };
@@ -170,65 +186,6 @@ export class CitusTraffic implements TrafficControl {
       'a session that made traffic wait on another node was lost; what enters there goes on',
     );
     void lane.leaveOut('its session was lost');
-  }
-
-  /** The coordinator is reached as ever, whatever address its row has. */
-  #coordinator(primaries: readonly PrimaryRow[]): TrafficNode {
-    const row = primaries.find(({ groupid }) => groupid === 0);
-    const name = row ? formatAddress(row.address) : 'the coordinator';
-    const { connection, identity, onOtherServer } = this.#options;
-    const check = { identity, onOtherServer };
-    return this.#nodeFor(String(row?.nodeid ?? 0), name, connection, check);
-  }
-
-  #others(primaries: readonly PrimaryRow[]): { row: PrimaryRow; node: TrafficNode }[] {
-    return primaries
-      .filter(({ groupid }) => groupid !== 0)
-      .map((row) => {
-        const connection = nodeConnection(this.#options.node, row.address);
-        return {
-          row,
-          node: this.#nodeFor(String(row.nodeid), formatAddress(row.address), connection),
-        };
-      });
-  }
-
-  /** Sessions with a node that has moved are of no use any more. */
-  #forget(current: readonly TrafficNode[]): void {
-    for (const [id, node] of this.#nodes) {
-      if (current.includes(node)) continue;
-      this.#nodes.delete(id);
-      void node.close();
-    }
-  }
-
-  #nodeFor(
-    key: string,
-    name: string,
-    connection: TrafficOptions['connection'],
-    check?: TrafficNodeOptions['check'],
-  ): TrafficNode {
-    // Whatever address the coordinator's row has, it is the server that we work on.
-    const id = check ? 'coordinator' : `${key} at ${name}`;
-    const known = this.#nodes.get(id);
-    if (known) {
-      known.server.key = key;
-      return known;
-    }
-    const { schema, logger } = this.#options;
-    const node = new TrafficNode({
-      key,
-      name,
-      connection,
-      schema,
-      watch: this.#watch,
-      connectMs: check ? CONNECT_COORDINATOR_MS : CONNECT_MS,
-      check,
-      onIdleError: (error) =>
-        logger.debug({ err: error, server: name }, 'an idle session was lost'),
-    });
-    this.#nodes.set(id, node);
-    return node;
   }
 
   /** The coordinator's traffic goes on at once, that of other nodes once they know the new row. */

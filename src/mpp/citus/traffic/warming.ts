@@ -2,18 +2,26 @@ import type { TrafficNode } from './node.js';
 
 /** So many nodes are connected to at the same time. */
 const AT_ONCE = 8;
+/** Of so many groups, counted for each node, it is kept what there is to lock: some 40 MB at the most. */
+const MOST_KNOWN = 1_024;
 
-/** Has nodes connected to ahead of holds, until the signal. `onFailure` is told of each that cannot be. */
+/**
+ * Makes nodes ready for holds, until the signal.
+ *
+ * @param onFailure told of each that cannot be connected to
+ */
 export async function warmNodes(
   nodes: readonly TrafficNode[],
+  groupids: readonly number[],
   onFailure: (node: TrafficNode, error: unknown) => void,
   signal: AbortSignal,
 ): Promise<void> {
   const next = nodes.values();
+  const known = nodes.length * groupids.length > MOST_KNOWN ? [] : groupids;
   const work = async (): Promise<void> => {
     for (const node of next) {
       if (signal.aborted) return;
-      await node.warm().catch((error: unknown) => onFailure(node, error));
+      await node.warm(known).catch((error: unknown) => onFailure(node, error));
     }
   };
   await Promise.all(Array.from({ length: AT_ONCE }, work));

@@ -1,0 +1,97 @@
+import type { Watch } from '../../../drain/watch.js';
+import { nodeConnection } from '../../../postgres/node-connection.js';
+import type { Connection } from '../../../postgres/session.js';
+import { formatAddress } from '../../../tasks/task.js';
+import type { TrafficOptions } from '../../abstract.js';
+import { TrafficNode, type PrimaryRow, type TrafficNodeOptions } from './node.js';
+
+/** How long it may take to reach a node, in milliseconds; it is left out of a hold then. */
+const CONNECT_MS = 2_000;
+/** The coordinator cannot be left out, and may only be busy. */
+const CONNECT_COORDINATOR_MS = 10_000;
+
+const COORDINATOR = 'coordinator';
+
+/** A node that is not the coordinator, and its row. */
+export interface OtherNode {
+  readonly row: PrimaryRow;
+  readonly node: TrafficNode;
+}
+
+/** The nodes that traffic enters through, or that queries go to; each is kept for as long as its row says so. */
+export class TrafficNodes {
+  readonly #options: TrafficOptions;
+  readonly #watch: Watch;
+  /** By nodeid and address. */
+  readonly #nodes = new Map<string, TrafficNode>();
+
+  constructor(options: TrafficOptions, watch: Watch) {
+    this.#options = options;
+    this.#watch = watch;
+  }
+
+  /** It is reached as ever, whatever address its row has: it is the server that we work on. */
+  coordinator(primaries: readonly PrimaryRow[] = []): TrafficNode {
+    const row = primaries.find(({ groupid }) => groupid === 0);
+    const { connection, identity, onOtherServer } = this.#options;
+    const node = this.#node(COORDINATOR, {
+      key: '0',
+      name: 'the coordinator',
+      connection,
+      connectMs: CONNECT_COORDINATOR_MS,
+      check: { identity, onOtherServer },
+    });
+    if (row) node.server.isKnownAs(String(row.nodeid), formatAddress(row.address));
+    return node;
+  }
+
+  others(primaries: readonly PrimaryRow[]): OtherNode[] {
+    return primaries.filter(({ groupid }) => groupid !== 0).map((row) => this.#other(row));
+  }
+
+  /** Sessions with a node that has moved are of no use any more. */
+  keepOnly(primaries: readonly PrimaryRow[]): void {
+    const current = [this.coordinator(), ...this.others(primaries).map(({ node }) => node)];
+    for (const [id, node] of this.#nodes) {
+      if (current.includes(node)) continue;
+      this.#nodes.delete(id);
+      void node.close();
+    }
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#nodes.values()].map((node) => node.close()));
+    this.#nodes.clear();
+  }
+
+  #other(row: PrimaryRow): OtherNode {
+    const [key, name] = [String(row.nodeid), formatAddress(row.address)];
+    const connection = nodeConnection(this.#options.node, row.address);
+    const options = { key, name, connection, connectMs: CONNECT_MS, check: undefined };
+    return { row, node: this.#node(`${key} at ${name}`, options) };
+  }
+
+  #node(
+    id: string,
+    options: {
+      key: string;
+      name: string;
+      connection: Connection;
+      connectMs: number;
+      check: TrafficNodeOptions['check'];
+    },
+  ): TrafficNode {
+    const known = this.#nodes.get(id);
+    if (known) return known;
+    const { schema, logger } = this.#options;
+    const node: TrafficNode = new TrafficNode({
+      ...options,
+      schema,
+      watch: this.#watch,
+      onIdleError: (error) =>
+        logger.debug({ err: error, server: node.server.name }, 'an idle session was lost'),
+    });
+    this.#nodes.set(id, node);
+    return node;
+  }
+}
