@@ -57,7 +57,8 @@ export class LockTeam {
   }
 
   /**
-   * Takes them on one session, one after the other, for as long as nobody waits for it in turn.
+   * Takes them on one session, one after the other, for as long as nobody waits for it in turn. Nobody
+   * else may want the same meanwhile.
    *
    * @returns false when that did not do; what of it was taken is given back then.
    */

@@ -67,14 +67,28 @@ describe('a hold of a group with tables of other kinds', () => {
     );
   }
 
-  async function tableOf(groupid: number): Promise<string> {
+  async function drop(table: string): Promise<void> {
+    if (!h.cluster.hasCitus) {
+      await h.db.query(
+        `DELETE FROM pg_dist_placement
+         WHERE shardid IN (SELECT shardid FROM pg_dist_shard WHERE logicalrelid = $1::regclass)`,
+        [table],
+      );
+      for (const catalog of ['pg_dist_shard', 'pg_dist_partition']) {
+        await h.db.query(`DELETE FROM ${catalog} WHERE logicalrelid = $1::regclass`, [table]);
+      }
+    }
+    await h.db.query(`DROP TABLE ${table}`);
+  }
+
+  async function tableOf(groupid: number, like = '%odd%'): Promise<string> {
     const { rows } = await h.db.query<{ name: string }>(
       `SELECT logicalrelid::text AS name
        FROM pg_dist_shard JOIN pg_dist_placement USING (shardid)
-       WHERE groupid = $1 AND logicalrelid::text LIKE '%odd%'
+       WHERE groupid = $1 AND logicalrelid::text LIKE $2
        ORDER BY shardid
        LIMIT 1`,
-      [groupid],
+      [groupid, like],
     );
     return String(rows[0]?.name);
   }
@@ -127,6 +141,23 @@ describe('a hold of a group with tables of other kinds', () => {
     await middle.query('COMMIT');
     expect(await h.acknowledged(second)).toMatchObject({ status: 'holding', reason: null });
     for (const groupid of [1, 2]) await h.db.query('SELECT mpp_release($1)', [groupid]);
+    await waiting.answer;
+  });
+
+  // What there is to lock is remembered then, so that it need not be read first.
+  it('what came and what went since the last hold, when the primary is gone', async () => {
+    for (const groupid of [1, 2]) await create(`gone_${groupid}`, groupid);
+    const node = await primaryAddress(h, 1);
+    const suspect = { event: 'suspect', groupid: 1, node, pause: 'all', timeout: '1min' } as const;
+    expect((await h.request(suspect)).status).toBe('holding');
+    await h.db.query('SELECT mpp_release(1)');
+    await waitUntilNothingHeld(h);
+
+    for (const groupid of [1, 2]) await create(`late_${groupid}`, groupid);
+    for (const groupid of [1, 2]) await drop(`gone_${groupid}`);
+    expect(await h.request(suspect)).toMatchObject({ status: 'holding', reason: null });
+    const waiting = await (await client()).sendAndWait(`SELECT FROM ${await tableOf(1, 'late%')}`);
+    await h.db.query('SELECT mpp_release(1)');
     await waiting.answer;
   });
 });

@@ -44,6 +44,40 @@ describe('LockTeam', () => {
     await vi.waitUntil(() => team.members.filter(({ waiting }) => waiting).length === 3);
   });
 
+  it('takes what becomes free soon on one session, in its order', async () => {
+    const server = new LockServer();
+    const team = teamOf(server, 2);
+    const client = await server.client(['a', 'ACCESS SHARE'], ['b', 'ACCESS SHARE']);
+    const readers = readersOf(['a', 'b']);
+    const taken = team.takeSoon(readers);
+    await vi.waitUntil(() => team.longestWaiting);
+    // A door is shut as soon as it is queued for; the next one is not reached yet.
+    expect([server.of('a').length, server.of('b').length]).toEqual([2, 1]);
+    server.end(client);
+    expect(await taken).toBe(true);
+    expect(team.members.map(({ order }) => order.length)).toEqual([2, 0]);
+  });
+
+  it('gives all of it back when somebody waits for it, or when it takes long', async () => {
+    const server = new LockServer();
+    const team = teamOf(server, 1);
+    const [first] = team.members;
+    const client = await server.client(['b', 'ROW EXCLUSIVE']);
+    const readers = readersOf(['a', 'b']);
+    expect(await team.takeSoon(readers)).toBe(false);
+    expect([server.of('a'), server.of('b')]).toEqual([[], [`${client} ROW EXCLUSIVE`]]);
+
+    const taken = team.takeSoon(readers);
+    await vi.waitUntil(() => first?.waiting);
+    const entering = server.lock(client, 'a', 'ROW EXCLUSIVE');
+    first?.giveWayTo([client]);
+    expect(await taken).toBe(false);
+    await entering;
+    expect(server.of('a')).toEqual([`${client} ROW EXCLUSIVE`]);
+    server.end(client);
+    expect(server.ownWaits).toEqual([]);
+  });
+
   it('takes the same table in another mode on the session that has it', async () => {
     const server = new LockServer();
     const team = teamOf(server, 1);
@@ -100,7 +134,7 @@ describe('LockTeam', () => {
       ),
       kind: fc.constantFrom('readersOf', 'writersOf', 'doorsOf'),
       end: fc.constantFrom('keep', 'drop', 'stay'),
-      first: fc.constantFrom('at once', 'want'),
+      first: fc.constantFrom('at once', 'soon', 'want'),
     });
     await fc.assert(
       fc.asyncProperty(
@@ -117,6 +151,7 @@ describe('LockTeam', () => {
           const taken = holds.map(async ({ first, end }, index) => {
             const wanted = units[index] ?? [];
             if (first === 'at once' && (await team.takeAtOnce(wanted))) return;
+            if (first === 'soon' && (await team.takeSoon(wanted))) return;
             team.want(wanted);
             if (end === 'drop') await team.drop(wanted);
           });

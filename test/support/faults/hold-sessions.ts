@@ -24,7 +24,7 @@ export function runningPrimaries(h: Harness): Server[] {
   return h.cluster.groups.map(({ primary }) => primary).filter(({ isRunning }) => isRunning);
 }
 
-/** Waits until no session of a hold has a lock left, or waits for one, on any of the servers. */
+/** Waits until no session of a hold has a lock or a transaction left on any of the servers. */
 export async function waitUntilNothingHeld(
   h: Harness,
   servers: readonly Server[] = runningPrimaries(h),
@@ -34,6 +34,8 @@ export async function waitUntilNothingHeld(
       waitFor(`holds to have no lock left on ${server.name}`, async () => {
         const locks = await holdLocks(db);
         if (locks.length > 0) throw new Error(JSON.stringify(locks));
+        const { rows } = await db.query(OPEN);
+        if (rows.length > 0) throw new Error(JSON.stringify(rows));
         return true;
       }),
     );
@@ -71,6 +73,12 @@ const HOLD_LOCKS = `
   WHERE a.application_name ~ '^mpp-controller (group|shared locks|pause)'
     AND l.locktype IN ('relation', 'advisory')
   ORDER BY a.pid, l.relation`;
+
+/** The name is set for a transaction, and gone with it. */
+const OPEN = `
+  SELECT a.pid, a.application_name AS name, a.state
+  FROM pg_stat_activity AS a
+  WHERE a.application_name ~ '^mpp-controller (group [0-9]|shared locks|pause of)'`;
 
 const END_SESSIONS = `
   SELECT pg_terminate_backend(a.pid, 5000)

@@ -27,7 +27,7 @@ export class LockServer {
   #queue: Waiting[] = [];
   #pids = 0;
   readonly #marks = new Map<string, number>();
-  /** Pairs of sessions made by `session` or the pool of which one has waited for the other. */
+  /** Pairs of sessions made by `session` of which one has waited for the other. */
   readonly ownWaits: string[] = [];
   readonly #own = new Set<number>();
 
@@ -81,11 +81,6 @@ export class LockServer {
   /** What sessions that watch ask. */
   readonly watch = {
     connect: () => Promise.resolve({ query: this.#look.bind(this), release: () => undefined }),
-  } as unknown as Pool;
-
-  /** For transactions. */
-  readonly pool = {
-    connect: () => Promise.resolve(this.session().client),
   } as unknown as Pool;
 
   #newPid(): number {

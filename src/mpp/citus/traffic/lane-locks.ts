@@ -81,7 +81,7 @@ export class LaneLocks {
     if (units.length === 0) return;
     const { locks } = await this.join(common);
     this.#add({ locks, units, unitsFor });
-    await common.take(units, !this.#order.planned);
+    await common.take(units);
   }
 
   /** @returns who was in the way, or null once they are taken; see SharedLocks. */

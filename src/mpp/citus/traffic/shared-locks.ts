@@ -85,13 +85,10 @@ export class SharedLocks {
     if (this.#set && this.#team) await this.#set.grow(this.#team);
   }
 
-  /**
-   * Takes locks, and waits for them for as long as it takes.
-   *
-   * @param busy see TryOptions
-   */
-  async take(units: readonly LockUnit[], busy: boolean): Promise<void> {
-    const locks = await this.#grown(units, busy);
+  /** Takes locks, and waits for them for as long as it takes. */
+  async take(units: readonly LockUnit[]): Promise<void> {
+    // Not for a while only: another hold that comes to want the same would have them dropped as well.
+    const locks = await this.#grown((team) => team.takeAtOnce(units));
     if (locks.has(units)) return;
     this.#want(locks, units);
     await obtain(locks, units);
@@ -140,11 +137,10 @@ export class SharedLocks {
   }
 
   /** One session while nobody is in the way, else all. */
-  async #grown(units: readonly LockUnit[], busy: boolean): Promise<LockTeam> {
+  async #grown(take: (team: LockTeam) => Promise<boolean>): Promise<LockTeam> {
     const [set, team] = [this.#set, this.#team];
     if (!set || !team) throw new SessionLostError('the sessions that holds share were lost');
-    const taken = busy ? await team.takeSoon(units) : await team.takeAtOnce(units);
-    if (!taken) await set.grow(team);
+    if (!(await take(team))) await set.grow(team);
     return team;
   }
 
@@ -158,7 +154,9 @@ export class SharedLocks {
     if (this.#failed?.keys === keys && performance.now() - this.#failed.at < REMEMBER_MS) {
       return this.#failed.inTheWay;
     }
-    const locks = await this.#grown(units, busy);
+    const locks = await this.#grown((team) =>
+      busy ? team.takeSoon(units) : team.takeAtOnce(units),
+    );
     if (locks.has(units)) return null;
     let inTheWay = 'more than one after the other';
     for (let attempt = 1; ; attempt += 1) {
