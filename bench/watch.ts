@@ -107,19 +107,29 @@ async function crowd(
     },
     { timeoutMs: CROWD_MS },
   );
-  const clients = Array.from({ length: WAITING }, async (_, index) => {
+  const sessions: Client[] = [];
+  // One after the other: all at once they would not be let in before they give up.
+  while (sessions.length < WAITING) sessions.push(await cluster.coordinator.connect('test'));
+  const clients = sessions.map(async (session, index) => {
     const shard = shards[Math.floor((index * 0.9 * LOCKS) / WAITING)] ?? '';
-    await cluster.coordinator.withSession((session) => session.query(AS_A_WRITER, [[shard]]));
+    await session.query(AS_A_WRITER, [[shard]]);
+    await session.end();
   });
-  for (const client of clients) client.catch(() => undefined);
-  await waitFor(
+  const through = Promise.all(clients).then(() => {
+    throw new Error('clients that were to wait have gone on');
+  });
+  const waiting = waitFor(
     'the clients to wait',
     async () => {
       const { rows } = await db.query<{ count: number }>(WAITERS);
-      return (rows[0]?.count ?? 0) >= WAITING;
+      const [{ count } = { count: 0 }] = rows;
+      if (count < WAITING) throw new Error(`${count} wait`);
+      return true;
     },
     { timeoutMs: CROWD_MS },
   );
+  await Promise.race([through, waiting]);
+  through.catch(() => undefined);
   return clients;
 }
 
