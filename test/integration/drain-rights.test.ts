@@ -128,6 +128,20 @@ describe('what the role of a controller may do', () => {
     await finish();
   });
 
+  it('the owner may not end a superuser: the log says whom, and the hold fails at its timeout', async () => {
+    const { log } = await startAs('keeper');
+    const writer = await through(h.cluster.coordinator);
+    await writer.begin(UPDATE, [subject.key]);
+    const demote = { event: 'before_demote', groupid: 1, node: subject.node } as const;
+    const id = await h.report({ ...demote, pause: 'writes', cooldown: '1s', timeout: '4s' });
+    expect(['failed', 'expired']).toContain((await h.ended(id)).status);
+    await writer.query('COMMIT');
+    expect(ended(log)).toEqual([]);
+    expect(log.filter(({ msg }) => msg.startsWith('this role may not end'))).toEqual([
+      expect.objectContaining({ user: 'postgres', application: 'shop', sessionPid: writer.pid }),
+    ]);
+  });
+
   it('who does not own the tables pauses the node, on the coordinator alone, and says so', async () => {
     await startAs('guest');
     expect(await strategy()).toBe('pause-node');

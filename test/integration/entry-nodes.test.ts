@@ -94,6 +94,19 @@ describe('entry nodes of a hold', () => {
     expect(warned('nodes have not got the metadata')).toBe(false);
   });
 
+  it('are released after a while when one of them cannot be told of the new row', async () => {
+    await held(await demote());
+    const sent = await (await through(healthy)).sendAndWait(UPDATE, [subject.key]);
+    const blocker = await through(other);
+    await blocker.begin('LOCK TABLE pg_dist_node IN SHARE MODE');
+    await promote();
+    await sent.answer;
+    await waitFor('the log to say so', () =>
+      Promise.resolve(warned('nodes have not got the metadata')),
+    );
+    await blocker.query('ROLLBACK');
+  });
+
   it('row P: one that is down is named, and delays neither the hold nor the traffic after it', async () => {
     await other.stop('immediate');
     const task = await held(await demote());

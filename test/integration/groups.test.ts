@@ -193,6 +193,18 @@ describe('several groups at once', () => {
     expect(await h.holds()).toBe(1);
   });
 
+  it('two at a time with MPP_MAX_HOLDS=2', async () => {
+    await controller.end();
+    controller = await h.startController({ MPP_MAX_HOLDS: '2' });
+    for (const groupid of [1, 2]) await held(await demote(groupid));
+    const third = await demote(3);
+    await (await client()).query(UPDATE, [keyOf(3)]);
+    expect((await h.task(third)).status).toBe('pending');
+    await release(1);
+    await held(third);
+    expect(await h.holds()).toBe(2);
+  });
+
   describe("row Q: an operator's own citus_update_node meanwhile", () => {
     let operator: Client;
     beforeEach(async () => {

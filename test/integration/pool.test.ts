@@ -1,8 +1,10 @@
 import { once } from 'node:events';
 import { createServer, type AddressInfo, type Server, type Socket } from 'node:net';
+import type { Pool } from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import { createPool, type PoolOptions } from '../../src/postgres/pool.js';
 import { openSession, type Connection } from '../../src/postgres/session.js';
+import { Transaction } from '../../src/postgres/transaction.js';
 import { TestBed } from '../support/servers/index.js';
 
 const OPTIONS: PoolOptions = {
@@ -54,6 +56,67 @@ describe('sessions', () => {
     const { rows } = await session.query(BOUNDS).finally(() => session.end());
     expect(rows).toContainEqual({ name: 'statement_timeout', setting: '1500', source: 'session' });
     expect(rows).toContainEqual({ name: 'lock_timeout', setting: '700', source: 'session' });
+  });
+});
+
+describe('a transaction', () => {
+  const SETTINGS = `
+    SELECT name, setting
+    FROM pg_settings
+    WHERE name IN ('application_name', 'deadlock_timeout', 'idle_in_transaction_session_timeout',
+                   'lock_timeout', 'statement_timeout')
+    ORDER BY name`;
+  const BOUNDED = { idleMs: 9_000, lockMs: 700, statementMs: 8_000 };
+  let testBed: TestBed;
+  let pool: Pool;
+  let lowly: Pool;
+
+  beforeAll(async () => {
+    testBed = await TestBed.open({ template: inject('template') });
+    const server = await testBed.createServer('transaction');
+    await server.start();
+    await server.withSession((db) => db.query('CREATE ROLE lowly LOGIN'));
+    pool = createPool(server.connection, OPTIONS);
+    lowly = createPool({ ...server.connection, user: 'lowly' }, OPTIONS);
+  });
+  afterAll(async () => {
+    await Promise.all([pool.end(), lowly.end()]);
+    await testBed.close();
+  });
+
+  it('has its bounds, its name, its savepoint and no deadlock to die of, until it ends', async () => {
+    const before = (await pool.query(SETTINGS)).rows;
+    const transaction = await Transaction.begin(pool, BOUNDED, "purpose 'x'", 'mark');
+    const { client, pid } = transaction;
+    expect((await client.query(SETTINGS)).rows).toEqual([
+      { name: 'application_name', setting: "mpp-controller purpose 'x'" },
+      { name: 'deadlock_timeout', setting: String(24 * 60 * 60 * 1_000) },
+      { name: 'idle_in_transaction_session_timeout', setting: '9000' },
+      { name: 'lock_timeout', setting: '700' },
+      { name: 'statement_timeout', setting: '8000' },
+    ]);
+    await client.query('ROLLBACK TO SAVEPOINT mark');
+    await transaction.rollback();
+    const { rows } = await pool.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+    expect(rows).toEqual([{ pid }]);
+    expect((await pool.query(SETTINGS)).rows).toEqual(before);
+  });
+
+  it('of a role that may not set deadlock_timeout does without', async () => {
+    const transaction = await Transaction.begin(lowly, BOUNDED, 'x');
+    const { rows } = await transaction.client.query(SETTINGS);
+    expect(rows).toContainEqual({ name: 'deadlock_timeout', setting: '1000' });
+    await transaction.rollback();
+  });
+
+  it('with a lock that another one has is none', async () => {
+    const lock = { classid: 7, objid: -7 };
+    const first = await Transaction.beginLocked(pool, BOUNDED, 'x', lock);
+    expect(await Transaction.beginLocked(lowly, BOUNDED, 'x', lock)).toBeUndefined();
+    await first?.rollback();
+    const second = await Transaction.beginLocked(lowly, BOUNDED, 'x', lock);
+    expect(second).toBeDefined();
+    await second?.rollback();
   });
 });
 
