@@ -8,6 +8,8 @@ const LONGER_MS = 1_000;
 export class Anticipated implements Anticipation {
   /** Undefined when they could not be read. */
   readonly primaries: Promise<readonly PrimaryRow[] | undefined>;
+  /** When they were asked for, by performance.now(). */
+  readonly readAt = performance.now();
   #over = false;
   readonly #leave: (() => Promise<void>)[] = [];
 

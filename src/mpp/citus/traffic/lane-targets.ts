@@ -11,6 +11,7 @@ export class LaneTargets {
   #found: Targets | undefined;
   /** By performance.now(). */
   #readAt = -Infinity;
+  #isGuess = false;
   /** False when it may have changed since it was read. */
   #upToDate = true;
 
@@ -21,6 +22,11 @@ export class LaneTargets {
 
   get found(): Targets | undefined {
     return this.#found;
+  }
+
+  /** Whether it was read before anybody asked for it here. */
+  get isGuess(): boolean {
+    return this.#isGuess;
   }
 
   get upToDate(): boolean {
@@ -35,6 +41,7 @@ export class LaneTargets {
     const readAt = performance.now();
     this.#found = await this.#reader.read(this.#groupid);
     this.#readAt = readAt;
+    this.#isGuess = false;
     return this.#found;
   }
 
@@ -43,6 +50,7 @@ export class LaneTargets {
     const { readAt, targets } = this.#reader.known(this.#groupid);
     this.#found = await targets;
     this.#readAt = readAt;
+    this.#isGuess = true;
     return this.#found;
   }
 

@@ -100,7 +100,8 @@ export class Lane {
         await this.#takeAll();
         return;
       } catch (error) {
-        if (attempt === GONE_TRIES || !isGone(error)) throw error;
+        // What was remembered may also be somebody else's by now.
+        if (attempt === GONE_TRIES || !(isGone(error) || this.#targets.isGuess)) throw error;
         this.#locks.forget();
         this.#targets.forget();
       }
@@ -112,7 +113,7 @@ export class Lane {
     const { lockSpace } = this.node;
     let targets = this.#targets.found ?? (await this.#targets.read());
     let refusal = this.#refusal(targets);
-    if (refusal && !this.#targets.isFresh) {
+    if (refusal && this.#targets.isGuess) {
       targets = await this.#targets.read();
       refusal = this.#refusal(targets);
     }

@@ -22,8 +22,8 @@ export interface OtherNode {
 export class TrafficNodes {
   readonly #options: TrafficOptions;
   readonly #watch: Watch;
-  /** By nodeid and address. */
-  readonly #nodes = new Map<string, TrafficNode>();
+  /** By nodeid and address, with when it was asked for last, by performance.now(). */
+  readonly #nodes = new Map<string, { readonly node: TrafficNode; seenAt: number }>();
 
   constructor(options: TrafficOptions, watch: Watch) {
     this.#options = options;
@@ -49,18 +49,21 @@ export class TrafficNodes {
     return primaries.filter(({ groupid }) => groupid !== 0).map((row) => this.#other(row));
   }
 
-  /** Sessions with a node that has moved are of no use any more. */
-  keepOnly(primaries: readonly PrimaryRow[]): void {
-    const current = [this.coordinator(), ...this.others(primaries).map(({ node }) => node)];
-    for (const [id, node] of this.#nodes) {
-      if (current.includes(node)) continue;
+  /**
+   * Sessions with a node that has moved are of no use any more.
+   *
+   * @param readAt when the rows were asked for that do not have it: somebody else may know newer ones.
+   */
+  closeUnseen(readAt: number): void {
+    for (const [id, { node, seenAt }] of this.#nodes) {
+      if (id === COORDINATOR || seenAt >= readAt) continue;
       this.#nodes.delete(id);
       void node.close();
     }
   }
 
   async close(): Promise<void> {
-    await Promise.all([...this.#nodes.values()].map((node) => node.close()));
+    await Promise.all([...this.#nodes.values()].map(({ node }) => node.close()));
     this.#nodes.clear();
   }
 
@@ -82,7 +85,10 @@ export class TrafficNodes {
     },
   ): TrafficNode {
     const known = this.#nodes.get(id);
-    if (known) return known;
+    if (known) {
+      known.seenAt = performance.now();
+      return known.node;
+    }
     const { schema, logger } = this.#options;
     const node: TrafficNode = new TrafficNode({
       ...options,
@@ -91,7 +97,7 @@ export class TrafficNodes {
       onIdleError: (error) =>
         logger.debug({ err: error, server: node.server.name }, 'an idle session was lost'),
     });
-    this.#nodes.set(id, node);
+    this.#nodes.set(id, { node, seenAt: performance.now() });
     return node;
   }
 }

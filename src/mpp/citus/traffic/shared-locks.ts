@@ -109,6 +109,10 @@ export class SharedLocks {
   /** Nobody of ours may be in the way: neither now, nor once this is wanted. */
   #want(locks: LockTeam, units: readonly LockUnit[]): void {
     locks.want(units);
+    this.#haveGivenUp(units);
+  }
+
+  #haveGivenUp(units: readonly LockUnit[]): void {
     for (const other of this.#behind) other.#giveUp(thingsOf(units));
   }
 
@@ -154,9 +158,11 @@ export class SharedLocks {
     if (this.#failed?.keys === keys && performance.now() - this.#failed.at < REMEMBER_MS) {
       return this.#failed.inTheWay;
     }
-    const locks = await this.#grown((team) =>
-      busy ? team.takeSoon(units) : team.takeAtOnce(units),
-    );
+    const locks = await this.#grown((team) => {
+      if (!busy) return team.takeAtOnce(units);
+      this.#haveGivenUp(units);
+      return team.takeSoon(units);
+    });
     if (locks.has(units)) return null;
     let inTheWay = 'more than one after the other';
     for (let attempt = 1; ; attempt += 1) {

@@ -60,11 +60,10 @@ export class CitusTraffic implements TrafficControl {
   async pause(request: PauseRequest): Promise<Pausing> {
     const began = performance.now();
     const looks = this.#watch.looks;
-    const ahead = request.ahead instanceof Anticipated ? await request.ahead.primaries : undefined;
-    const primaries = ahead ?? (await readPrimaries(request.session.client));
+    const { primaries, readAt } = await primariesFor(request);
     const coordinator = this.#nodes.coordinator(primaries);
     const entries = this.#entries(primaries, request.node.groupid);
-    this.#nodes.keepOnly(primaries);
+    this.#nodes.closeUnseen(readAt);
     const locks = watched(coordinator.server, this.#watch, request.session);
     let fellBack: string | null = null;
     for (const strategy of usableStrategies(request)) {
@@ -224,6 +223,19 @@ export class CitusTraffic implements TrafficControl {
       await Promise.all(side.map(({ lane }) => lane.release()));
     }
   }
+}
+
+async function primariesFor({
+  ahead,
+  session,
+}: PauseRequest): Promise<{ primaries: readonly PrimaryRow[]; readAt: number }> {
+  if (ahead instanceof Anticipated) {
+    const { primaries, readAt } = ahead;
+    const read = await primaries;
+    if (read) return { primaries: read, readAt };
+  }
+  const readAt = performance.now();
+  return { primaries: await readPrimaries(session.client), readAt };
 }
 
 function usableStrategies({ means }: PauseRequest): PauseStrategy[] {
