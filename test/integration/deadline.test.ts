@@ -96,6 +96,10 @@ describe('row E: a hold ends at its deadline', () => {
       node: subject.node,
       timeout: '1500ms',
     });
+    // Once it is acknowledged its bounds are counted anew.
+    await waitFor('the hold to have its bounds', () =>
+      Promise.resolve(controller.log.some(({ msg }) => msg === 'hold opened')),
+    );
     controller.signal('SIGSTOP');
     await waitFor('the server to end the hold', async () => (await h.holds()) === 0);
     // The controller, were it well, comes first; the server is a second behind.
