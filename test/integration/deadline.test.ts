@@ -55,14 +55,14 @@ describe('row E: a hold ends at its deadline', () => {
       event: 'before_demote',
       groupid: 1,
       node: subject.node,
-      timeout: '1500ms',
+      timeout: '4s',
     });
     expect(demote.status).toBe('holding');
     const promote = await h.request({
       event: 'before_promote',
       groupid: 1,
       node: subject.next,
-      timeout: '3s',
+      timeout: '6s',
     });
     expect(promote.status).toBe('holding');
     expect((await h.ended(promote.id)).status).toBe('rolled_back');
@@ -77,7 +77,7 @@ describe('row E: a hold ends at its deadline', () => {
       event: 'before_demote',
       groupid: 1,
       node: subject.node,
-      timeout: '2s',
+      timeout: '5s',
     });
     const barrier = await Barrier.beforeCommit(h, demote.id);
     const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
