@@ -131,9 +131,9 @@ describe("what Patroni's coordinator side loses", () => {
       event: 'before_demote',
       groupid: 1,
       node: subject.node,
-      timeout: '1s',
+      timeout: '2s',
     });
-    await h.request({ event: 'before_promote', groupid: 1, node: subject.next, timeout: '1s' });
+    await h.request({ event: 'before_promote', groupid: 1, node: subject.next, timeout: '2s' });
     expect((await h.ended(demote.id)).status).toBe('rolled_back');
     const after = await h.request({ event: 'after_promote', groupid: 1, node: subject.next });
     expect(after).toMatchObject({ status: 'done', attempt: 1 });
