@@ -80,15 +80,15 @@ export async function readStatus(client: pg.ClientBase): Promise<Status> {
 /** JSON is built by the server, so that bigint and interval arrive as numbers. */
 const STATUS = `
   SELECT json_build_object(
-    'backlog', (SELECT max(backlog) FROM mpp_status),
-    'oldestPending', (SELECT round(extract(epoch FROM max(oldest_pending)), 1) FROM mpp_status),
+    'backlog', (SELECT max(backlog) FROM @mpp.mpp_status),
+    'oldestPending', (SELECT round(extract(epoch FROM max(oldest_pending)), 1) FROM @mpp.mpp_status),
     'controllers', (
       SELECT coalesce(json_agg(json_build_object(
         'controller', controller, 'state', state, 'host', host, 'pid', pid, 'version', version,
         'strategy', strategy, 'maxHolds', max_holds, 'startedAt', started_at,
         'heartbeatAge', round(extract(epoch FROM clock_timestamp() - heartbeat_at), 1)
       ) ORDER BY state, started_at), '[]')
-      FROM mpp_status
+      FROM @mpp.mpp_status
       WHERE controller IS NOT NULL),
     'holds', (
       SELECT coalesce(json_agg(json_build_object(
@@ -97,14 +97,14 @@ const STATUS = `
         'controller', controller, 'tasks', tasks, 'pid', pid,
         'sessionsWaiting', sessions_waiting, 'reason', reason
       ) ORDER BY groupid), '[]')
-      FROM mpp_holds),
+      FROM @mpp.mpp_holds),
     'queue', (
       SELECT coalesce(json_agg(json_build_object(
         'position', position, 'id', id, 'groupid', groupid, 'event', event,
         'nodename', nodename, 'nodeport', nodeport, 'status', status, 'source', source,
         'attempt', attempt, 'age', round(extract(epoch FROM age), 1), 'why', why
       ) ORDER BY position), '[]')
-      FROM mpp_queue)
+      FROM @mpp.mpp_queue)
   ) AS status,
   to_regclass('pg_catalog.pg_dist_node') IS NOT NULL AS "hasNodes"`;
 

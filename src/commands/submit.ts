@@ -150,11 +150,12 @@ const GRACE_MS = 3_000;
 const GIVEN_UP = new Set(['57014', '55P03']);
 
 const SUBMIT = `
-  SELECT mpp_submit(
+  SELECT @mpp.mpp_submit(
     event => $1, groupid => $2, nodename => $3, nodeport => $4, secondaries => $5,
     timeout => $6::bigint * interval '1 ms', cooldown => $7::bigint * interval '1 ms', pause => $8
   ) AS id`;
 
-const WAIT = `CALL mpp_wait($1::bigint, $2::bigint * interval '1 ms', NULL)`;
+const WAIT = `CALL @mpp.mpp_wait($1::bigint, $2::bigint * interval '1 ms', NULL)`;
 
-const STATUS = 'SELECT status, reason FROM mpp_task_status($1::bigint) WHERE status IS NOT NULL';
+const STATUS =
+  'SELECT status, reason FROM @mpp.mpp_task_status($1::bigint) WHERE status IS NOT NULL';

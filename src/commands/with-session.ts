@@ -5,7 +5,7 @@ import { describeConnection, errorText, openSession } from '../postgres/session.
 import { isSessionLost } from '../postgres/sqlstate.js';
 
 /**
- * Runs `work` in a session of its own that finds our objects first, and ends the session in any case.
+ * Runs `work` in a session of its own whose statements name our schema as `@mpp.`, and ends the session in any case.
  *
  * @throws UnreachableError when there is no session to be had, or it is lost
  */
@@ -14,12 +14,8 @@ export async function withSession<T>(
   purpose: string,
   work: (client: pg.Client) => Promise<T>,
 ): Promise<T> {
-  const client = await openSession(settings.connection, purpose);
+  const client = await openSession(settings.connection, purpose, settings.schema);
   try {
-    // The server quotes the name of the schema.
-    await client.query("SELECT set_config('search_path', format('%I, pg_temp', $1::text), false)", [
-      settings.schema,
-    ]);
     return await work(client);
   } catch (error) {
     if (error instanceof MppError || !isSessionLost(error)) throw error;

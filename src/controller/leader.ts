@@ -3,7 +3,6 @@ import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
 import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
 import { checkMigrated, refuseNewer } from '../postgres/migrate.js';
 import { LEADER_LOCK } from '../postgres/locks.js';
-import { SET_SEARCH_PATH } from '../postgres/pool.js';
 import { openSession, type Connection } from '../postgres/session.js';
 
 /** The SQL contract that a process works by. */
@@ -53,9 +52,9 @@ export class ControlSession {
     const client = await openSession(
       { ...connection, query_timeout: QUERY_TIMEOUT_MS, statement_timeout: QUERY_TIMEOUT_MS },
       'control',
+      contract.schema,
     );
     try {
-      await client.query(SET_SEARCH_PATH, [contract.schema]);
       await client.query(SET_IDLE_TIMEOUT, [
         `${Math.max(heartbeatMs * MISSED_HEARTBEATS, 1_000)}ms`,
       ]);

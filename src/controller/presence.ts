@@ -40,7 +40,7 @@ export async function markPresent(control: ClientBase, presence: Presence): Prom
 }
 
 const PRESENT = `
-  INSERT INTO mpp_controllers AS c (id, host, pid, backend_pid, version, strategy, max_holds)
+  INSERT INTO @mpp.mpp_controllers AS c (id, host, pid, backend_pid, version, strategy, max_holds)
   VALUES ($1, $2, $3, pg_backend_pid(), $4, $5, $6)
   ON CONFLICT (id) DO UPDATE
   SET backend_pid = excluded.backend_pid,
@@ -50,7 +50,7 @@ const PRESENT = `
 
 /** Takes a controller off the list. */
 export async function markGone(control: ClientBase, id: string): Promise<void> {
-  await control.query('DELETE FROM mpp_controllers WHERE id = $1', [id]);
+  await control.query('DELETE FROM @mpp.mpp_controllers WHERE id = $1', [id]);
 }
 
 /** Forgets controllers that died long ago, so that a list of crashes does not grow for ever. */
@@ -59,6 +59,6 @@ export async function forgetGone(control: ClientBase): Promise<void> {
 }
 
 const FORGET = `
-  DELETE FROM mpp_controllers AS c
+  DELETE FROM @mpp.mpp_controllers AS c
   WHERE c.heartbeat_at < clock_timestamp() - interval '1 hour'
-    AND c.id IN (SELECT s.controller FROM mpp_status AS s WHERE s.state = 'gone')`;
+    AND c.id IN (SELECT s.controller FROM @mpp.mpp_status AS s WHERE s.state = 'gone')`;

@@ -199,7 +199,7 @@ export interface AbstractMPP {
   /**
    * Whether a replication slot is the database's own, so that an HA manager must leave it alone.
    *
-   * @param db a session that has our schema on its search_path.
+   * @param db a session that replaces `@mpp.` by our schema.
    */
   ignoreReplicationSlot(db: Queryable, slot: ReplicationSlot): Promise<boolean>;
 

@@ -4,7 +4,7 @@ import { checkIdentity, type ServerIdentity } from './identity.js';
 import { sessionConfig, setUp, type Connection } from './session.js';
 
 export interface PoolOptions {
-  /** Our schema; it comes first on the search_path, after pg_catalog. */
+  /** Of our objects; see SetUp. */
   readonly schema: string;
   /** What the sessions are for, in application_name. */
   readonly purpose: string;
@@ -23,7 +23,7 @@ export interface PoolOptions {
   readonly onIdleError: (error: Error) => void;
 }
 
-/** Sessions that find our objects without their schema, and only ours and PostgreSQL's own. */
+/** Sessions whose statements name our schema as `@mpp.` and find nothing but PostgreSQL's own without one. */
 export function createPool(connection: Connection, options: PoolOptions): pg.Pool {
   const timeout = options.statementTimeoutMs;
   const config = sessionConfig(connection, options.purpose);
@@ -78,10 +78,6 @@ export async function fill(
   for (const one of opened) if (one.status === 'fulfilled') one.value.release();
   for (const one of opened) if (one.status === 'rejected') throw one.reason;
 }
-
-/** Puts our schema on the search_path of one session, with pg_temp last so that it hides nothing. */
-export const SET_SEARCH_PATH =
-  "SELECT set_config('search_path', format('%I, pg_temp', $1::text), false)";
 
 async function mustBe(
   client: pg.ClientBase,

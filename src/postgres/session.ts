@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { UnreachableError } from '../errors.js';
+import { nameSchema } from './schema-name.js';
 
 /** Where the database is and as whom: everything that node-postgres takes but the names we set. */
 export type Connection = Omit<pg.ClientConfig, 'application_name' | 'connectionString'>;
@@ -27,9 +28,14 @@ export function sessionConfig(connection: Connection, purpose: string): pg.Clien
  * Opens one session. Its `statement_timeout` and `lock_timeout` are set by a statement once it is
  * open: PgBouncer refuses a login with parameters that it does not know.
  *
+ * @param schema of our objects, for sessions whose statements name them
  * @throws UnreachableError when the server cannot be reached, refuses the login, or falls silent.
  */
-export async function openSession(connection: Connection, purpose: string): Promise<pg.Client> {
+export async function openSession(
+  connection: Connection,
+  purpose: string,
+  schema?: string,
+): Promise<pg.Client> {
   const { statement_timeout, lock_timeout, ...login } = connection;
   const config = sessionConfig(login, purpose);
   const client = new pg.Client(config);
@@ -37,8 +43,9 @@ export async function openSession(connection: Connection, purpose: string): Prom
   client.on('error', () => undefined);
   try {
     await client.connect();
-    if (statement_timeout || lock_timeout) {
-      await setUp(client, config, { statementMs: statement_timeout, lockMs: lock_timeout });
+    if (schema !== undefined || statement_timeout || lock_timeout) {
+      const bounds = { statementMs: statement_timeout, lockMs: lock_timeout };
+      await setUp(client, config, { ...bounds, ...(schema === undefined ? {} : { schema }) });
     }
   } catch (error) {
     await client.end().catch(() => undefined);
@@ -52,7 +59,7 @@ export async function openSession(connection: Connection, purpose: string): Prom
 
 /** What a session gets once it is open; what is left out stays as its role has it. Times in milliseconds. */
 export interface SetUp {
-  /** Our schema, for the search_path: only pg_catalog comes before it. */
+  /** Of our objects: the session replaces `@mpp.` by it, and its search_path has PostgreSQL's own alone. */
   readonly schema?: string;
   readonly statementMs?: number | false | undefined;
   readonly lockMs?: number | false | undefined;
@@ -70,10 +77,11 @@ export async function setUp(
   // The types of node-postgres know query_timeout for a whole session only.
   const statement: pg.QueryConfig & Pick<pg.ClientConfig, 'query_timeout'> = {
     text: SET_UP,
-    values: [schema ?? null, milliseconds(statementMs), milliseconds(lockMs)],
+    values: [schema !== undefined, milliseconds(statementMs), milliseconds(lockMs)],
     ...(connectionTimeoutMillis ? { query_timeout: connectionTimeoutMillis } : {}),
   };
   await client.query(statement);
+  if (schema !== undefined) nameSchema(client, schema);
 }
 
 function milliseconds(time: number | false | undefined): string | null {
@@ -86,9 +94,7 @@ function milliseconds(time: number | false | undefined): string | null {
  */
 const SET_UP = `
   SELECT set_config('jit', 'off', false),
-         CASE WHEN $1::text IS NOT NULL
-           THEN set_config('search_path', format('%I, pg_temp', $1::text), false)
-         END,
+         CASE WHEN $1::boolean THEN set_config('search_path', 'pg_catalog, pg_temp', false) END,
          CASE WHEN $2::text IS NOT NULL THEN set_config('statement_timeout', $2::text, false) END,
          CASE WHEN $3::text IS NOT NULL THEN set_config('lock_timeout', $3::text, false) END`;
 

@@ -21,12 +21,12 @@ export async function registerSiblings(db: Queryable, databases: readonly string
 
 const REGISTER = `
   WITH gone AS (
-    DELETE FROM mpp_siblings AS s WHERE s.database <> ALL ($1::name[])
+    DELETE FROM @mpp.mpp_siblings AS s WHERE s.database <> ALL ($1::name[])
   )
-  INSERT INTO mpp_siblings (database)
+  INSERT INTO @mpp.mpp_siblings (database)
   SELECT wanted.database
   FROM unnest($1::name[]) AS wanted (database)
-  WHERE wanted.database NOT IN (SELECT s.database FROM mpp_siblings AS s)
+  WHERE wanted.database NOT IN (SELECT s.database FROM @mpp.mpp_siblings AS s)
   ON CONFLICT DO NOTHING`;
 
 /**
@@ -52,13 +52,13 @@ const READ = `
          CASE
            WHEN NOT (t.event = 'after_promote' AND EXISTS (
              SELECT
-             FROM mpp_tasks AS f
+             FROM @mpp.mpp_tasks AS f
              WHERE f.groupid = t.groupid AND f.event = 'after_promote' AND f.source = 'client'
                AND f.id > t.id AND f.status = 'done' AND f.origin_id IS NULL))
              THEN to_jsonb(t)::text
          END AS report
-  FROM mpp_outbox AS o
-  LEFT JOIN mpp_tasks AS t ON t.id = o.task_id
+  FROM @mpp.mpp_outbox AS o
+  LEFT JOIN @mpp.mpp_tasks AS t ON t.id = o.task_id
   WHERE o.database = $1
     AND (t.groupid IS NULL OR t.groupid <> ALL ($3::integer[]))
   ORDER BY o.id
@@ -68,4 +68,4 @@ export async function forgetEntry(db: Queryable, id: string): Promise<void> {
   await db.query({ name: 'mpp-forget-entry', text: FORGET, values: [id] });
 }
 
-const FORGET = 'DELETE FROM mpp_outbox AS o WHERE o.id = $1';
+const FORGET = 'DELETE FROM @mpp.mpp_outbox AS o WHERE o.id = $1';

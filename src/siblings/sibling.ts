@@ -111,4 +111,4 @@ export class Sibling {
   }
 }
 
-const FOLLOW = 'SELECT mpp_follow($1::name, $2::jsonb) AS told';
+const FOLLOW = 'SELECT @mpp.mpp_follow($1::name, $2::jsonb) AS told';

@@ -70,7 +70,7 @@ export async function markHeld(db: Queryable, attempt: Attempt): Promise<number 
 }
 
 const MARK_HELD = `
-  UPDATE mpp_tasks AS t
+  UPDATE @mpp.mpp_tasks AS t
   -- One that is taken up again waits anew: until now its traffic went on.
   SET held_at = clock_timestamp()
   WHERE t.id = $1 AND t.claimed_by = $2 AND t.attempt = $3 AND t.status = 'claimed'
@@ -90,7 +90,7 @@ export async function lookHere(db: Queryable, taskId: string): Promise<OwnSight>
 const LOOK_HERE = `
   SELECT EXISTS (
            SELECT
-           FROM mpp_tasks AS n
+           FROM @mpp.mpp_tasks AS n
            WHERE n.finished_at IS NULL
              AND n.groupid = t.groupid
              AND n.id > t.id
@@ -98,8 +98,8 @@ const LOOK_HERE = `
              AND n.event <> 'suspect'
              AND (n.event, n.nodename, n.nodeport) <> (t.event, t.nodename, t.nodeport)
          ) AS hurried,
-         ARRAY(SELECT o.database::text FROM mpp_outbox AS o WHERE o.task_id = t.id) AS untold
-  FROM mpp_tasks AS t
+         ARRAY(SELECT o.database::text FROM @mpp.mpp_outbox AS o WHERE o.task_id = t.id) AS untold
+  FROM @mpp.mpp_tasks AS t
   WHERE t.id = $1 AND t.finished_at IS NULL`;
 
 /** @param db a session in the sibling */
@@ -126,14 +126,14 @@ const LOOK_THERE = `
   SELECT EXISTS (SELECT FROM lock AS l WHERE l.classid = $4::integer::oid AND l.objid = $3::integer::oid)
            AND EXISTS (
              SELECT
-             FROM mpp_tasks AS t
+             FROM @mpp.mpp_tasks AS t
              WHERE t.finished_at IS NULL
                AND t.groupid = $3
                AND (t.status = 'holding' OR (t.status = 'claimed' AND t.held_at >= t.claimed_at))
            ) AS held,
          EXISTS (
            SELECT
-           FROM mpp_tasks AS t
+           FROM @mpp.mpp_tasks AS t
            WHERE t.finished_at IS NULL
              AND t.groupid = $3
              AND t.event IN ('before_demote', 'before_promote')
@@ -144,7 +144,7 @@ const LOOK_THERE = `
   FROM (VALUES (0)) AS one (row)
   LEFT JOIN LATERAL (
     SELECT t.status, t.reason
-    FROM mpp_tasks AS t
+    FROM @mpp.mpp_tasks AS t
     WHERE t.origin_id = $2 AND t.origin_database = $1
     ORDER BY t.created_at DESC
     LIMIT 1

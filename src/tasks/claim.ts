@@ -89,7 +89,7 @@ function toTask(row: ClaimedRow): Task {
 const CLAIM = `
   WITH next AS (
     SELECT t.id
-    FROM mpp_tasks AS t
+    FROM @mpp.mpp_tasks AS t
     WHERE t.finished_at IS NULL
       AND t.status = 'pending'
       AND (t.not_before IS NULL OR t.not_before <= clock_timestamp())
@@ -99,7 +99,7 @@ const CLAIM = `
       AND ($4::boolean OR t.groupid = ANY ($3::integer[]))
       AND NOT EXISTS (
         SELECT
-        FROM mpp_tasks AS e
+        FROM @mpp.mpp_tasks AS e
         WHERE e.finished_at IS NULL
           AND e.groupid = t.groupid
           AND (e.status = 'claimed'
@@ -111,7 +111,7 @@ const CLAIM = `
                         OR coalesce(e.deadline, e.created_at + e.timeout) > clock_timestamp())
                    AND NOT EXISTS (
                      SELECT
-                     FROM mpp_tasks AS h
+                     FROM @mpp.mpp_tasks AS h
                      WHERE h.finished_at IS NULL
                        AND h.groupid = e.groupid
                        AND h.status = 'holding'
@@ -120,7 +120,7 @@ const CLAIM = `
     LIMIT 1
     FOR UPDATE SKIP LOCKED
   )
-  UPDATE mpp_tasks AS t
+  UPDATE @mpp.mpp_tasks AS t
   SET status = 'claimed',
       attempt = t.attempt + 1,
       claimed_by = $1,
@@ -135,7 +135,7 @@ const CLAIM = `
     (extract(epoch FROM coalesce(t.deadline, t.created_at + t.timeout) - clock_timestamp()) * 1000)::float8
       AS remaining_ms,
     t.deadline IS NOT NULL AS resumed,
-    (SELECT c.rebuild_at::text FROM mpp_controllers AS c WHERE c.id = $1) AS rebuild_at`;
+    (SELECT c.rebuild_at::text FROM @mpp.mpp_controllers AS c WHERE c.id = $1) AS rebuild_at`;
 
 /**
  * Whether a task of any other group is pending, due or not. It keeps the common case short: while a
@@ -153,7 +153,7 @@ export async function othersWait(db: Queryable, groups: readonly number[]): Prom
 const OTHERS_WAIT = `
   SELECT EXISTS (
     SELECT
-    FROM mpp_tasks AS t
+    FROM @mpp.mpp_tasks AS t
     WHERE t.finished_at IS NULL
       AND t.status = 'pending'
       AND t.groupid <> ALL ($1::integer[])) AS waiting`;
@@ -188,7 +188,7 @@ export async function sweep(db: Queryable, ours: readonly number[]): Promise<Swe
 const SWEEP = `
   WITH orphaned AS MATERIALIZED (
     SELECT DISTINCT t.groupid
-    FROM mpp_tasks AS t
+    FROM @mpp.mpp_tasks AS t
     WHERE t.finished_at IS NULL
       AND t.status IN ('claimed', 'holding')
       AND t.groupid <> ALL ($1::integer[])
@@ -204,12 +204,12 @@ const SWEEP = `
         ELSE 'pending'
       END AS status,
       newer.id AS newer
-    FROM mpp_tasks AS t
-    CROSS JOIN LATERAL mpp_superseded_by(t) AS newer (id)
+    FROM @mpp.mpp_tasks AS t
+    CROSS JOIN LATERAL @mpp.mpp_superseded_by(t) AS newer (id)
     WHERE t.finished_at IS NULL
       AND (t.status = 'pending' OR t.groupid IN (SELECT groupid FROM free))
   )
-  UPDATE mpp_tasks AS t
+  UPDATE @mpp.mpp_tasks AS t
   SET status = change.status,
       not_before = CASE
         WHEN change.status = 'pending' AND t.attempt > 1

@@ -47,7 +47,7 @@ export async function markHolding(
 }
 
 const MARK_HOLDING = `
-  UPDATE mpp_tasks AS t
+  UPDATE @mpp.mpp_tasks AS t
   SET status = 'holding',
       held_at = coalesce(t.held_at, clock_timestamp()),
       deadline = coalesce(t.deadline, clock_timestamp() + t.timeout),
@@ -94,7 +94,7 @@ export async function completeTasks(
 }
 
 const COMPLETE = `
-  UPDATE mpp_tasks AS t
+  UPDATE @mpp.mpp_tasks AS t
   SET status = 'done', nodeid = coalesce($4, t.nodeid), reason = $5
   FROM unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
   WHERE t.id = mine.id
@@ -116,7 +116,7 @@ export async function endTasks(
 }
 
 const END = `
-  UPDATE mpp_tasks AS t
+  UPDATE @mpp.mpp_tasks AS t
   SET status = $4, nodeid = coalesce($5, t.nodeid), reason = $6
   FROM unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
   WHERE t.id = mine.id
@@ -139,7 +139,7 @@ export async function requeueTasks(
 }
 
 const REQUEUE = `
-  UPDATE mpp_tasks AS t
+  UPDATE @mpp.mpp_tasks AS t
   SET status = 'pending',
       reason = $4,
       not_before = CASE WHEN $5::float8 > 0
@@ -165,7 +165,7 @@ export async function stillHolding(
 
 const STILL_HOLDING = `
   SELECT t.id
-  FROM mpp_tasks AS t
+  FROM @mpp.mpp_tasks AS t
   JOIN unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
     ON t.id = mine.id AND t.attempt = mine.attempt
   WHERE t.claimed_by = $3 AND t.status = 'holding'`;
@@ -187,11 +187,11 @@ export async function addFollowUp(transaction: ClientBase, task: Task): Promise<
 
 const FOLLOW_UP = `
   WITH turn AS MATERIALIZED (
-    SELECT t.id, pg_try_advisory_xact_lock($2, t.groupid) AS mine FROM mpp_tasks AS t WHERE t.id = $1
+    SELECT t.id, pg_try_advisory_xact_lock($2, t.groupid) AS mine FROM @mpp.mpp_tasks AS t WHERE t.id = $1
   )
-  INSERT INTO mpp_tasks (event, groupid, nodename, nodeport, secondaries, timeout, cooldown, source)
+  INSERT INTO @mpp.mpp_tasks (event, groupid, nodename, nodeport, secondaries, timeout, cooldown, source)
   SELECT t.event, t.groupid, t.nodename, t.nodeport, t.secondaries, t.timeout, t.cooldown, 'sync'
-  FROM mpp_tasks AS t
+  FROM @mpp.mpp_tasks AS t
   JOIN turn ON turn.id = t.id
   WHERE turn.mine`;
 
@@ -217,12 +217,12 @@ export async function pruneTasks(
 const PRUNE = `
   WITH old AS (
     SELECT t.id
-    FROM mpp_tasks AS t
+    FROM @mpp.mpp_tasks AS t
     WHERE t.finished_at < clock_timestamp() - $1::float8 * interval '1 millisecond'
     ORDER BY t.finished_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED
   ), log AS (
-    DELETE FROM mpp_task_log AS l USING old WHERE l.task_id = old.id
+    DELETE FROM @mpp.mpp_task_log AS l USING old WHERE l.task_id = old.id
   )
-  DELETE FROM mpp_tasks AS t USING old WHERE t.id = old.id`;
+  DELETE FROM @mpp.mpp_tasks AS t USING old WHERE t.id = old.id`;

@@ -32,13 +32,13 @@ export function compareStatement(nodesQuery: string): string {
     ${nodesQuery}
   ), successor AS MATERIALIZED (
     SELECT m.nodename, m.nodeport, m.timeline
-    FROM mpp_members AS m
-    WHERE m.groupid = 0 AND m.source = ANY ($3::text[]) AND m.role = 'primary' AND mpp_is_up(m.state)
+    FROM @mpp.mpp_members AS m
+    WHERE m.groupid = 0 AND m.source = ANY ($3::text[]) AND m.role = 'primary' AND @mpp.mpp_is_up(m.state)
       AND m.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond'
       AND m.timeline > ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer LIMIT 1
   ), differing AS (
     SELECT m.groupid, false AS tasked
-    FROM mpp_members AS m
+    FROM @mpp.mpp_members AS m
     LEFT JOIN node AS n ON n.nodename = m.nodename AND n.nodeport = m.nodeport
     WHERE NOT EXISTS (SELECT FROM successor) AND m.source = ANY ($3::text[])
       AND m.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond'
@@ -53,7 +53,7 @@ export function compareStatement(nodesQuery: string): string {
       END
     UNION ALL
     SELECT t.groupid, true
-    FROM mpp_tasks AS t
+    FROM @mpp.mpp_tasks AS t
     WHERE NOT EXISTS (SELECT FROM successor) AND t.finished_at IS NULL AND t.event = 'after_promote' AND t.source <> 'client'
   ), asked AS MATERIALIZED (
     SELECT d.groupid
@@ -66,7 +66,7 @@ export function compareStatement(nodesQuery: string): string {
     FROM asked AS a
     LEFT JOIN LATERAL (
       SELECT t.created_at
-      FROM mpp_tasks AS t
+      FROM @mpp.mpp_tasks AS t
       WHERE t.groupid = a.groupid AND t.event = 'after_promote' AND t.source = 'client'
         AND t.status = 'done'
       ORDER BY t.id DESC
@@ -74,7 +74,7 @@ export function compareStatement(nodesQuery: string): string {
     ) AS fact ON true
     WHERE NOT EXISTS (
       SELECT
-      FROM mpp_tasks AS t
+      FROM @mpp.mpp_tasks AS t
       WHERE t.finished_at IS NULL
         AND t.groupid = a.groupid
         AND (t.source = 'client' OR t.event <> 'after_promote'))
@@ -87,7 +87,7 @@ export function compareStatement(nodesQuery: string): string {
            m.state IN ('running', 'streaming') AS up,
            m.state IN ('running', 'streaming') AND m.role = 'primary' AS claims
     FROM candidate AS c
-    JOIN mpp_members AS m ON m.groupid = c.groupid
+    JOIN @mpp.mpp_members AS m ON m.groupid = c.groupid
     WHERE m.source = ANY ($3::text[])
       AND m.reported_at > greatest(c.fact, statement_timestamp() - $1::float8 * interval '1 millisecond')
   ), counting AS (
@@ -114,7 +114,7 @@ export function compareStatement(nodesQuery: string): string {
     CROSS JOIN LATERAL (
       SELECT EXISTS (
         SELECT
-        FROM mpp_members AS m
+        FROM @mpp.mpp_members AS m
         WHERE m.nodename = f.nodename AND m.nodeport = f.nodeport AND m.noloadbalance
           AND m.source = ANY ($3::text[])
       ) AS always
@@ -187,7 +187,7 @@ export function compareStatement(nodesQuery: string): string {
     FROM wish AS w
     LEFT JOIN LATERAL (
       SELECT bool_or((t.nodename, t.nodeport) = (w.nodename, w.nodeport)) AS same
-      FROM mpp_tasks AS t
+      FROM @mpp.mpp_tasks AS t
       WHERE t.finished_at IS NULL AND t.groupid = w.groupid
     ) AS ours ON true
     WHERE w.stranger IS NULL
@@ -197,7 +197,7 @@ export function compareStatement(nodesQuery: string): string {
         SELECT
         FROM (
           SELECT t.*
-          FROM mpp_tasks AS t
+          FROM @mpp.mpp_tasks AS t
           WHERE t.groupid = w.groupid AND t.event = 'after_promote' AND t.source = 'sync'
           ORDER BY t.id DESC
           LIMIT 1
@@ -210,7 +210,7 @@ export function compareStatement(nodesQuery: string): string {
     SELECT d.*, pg_try_advisory_xact_lock($2, d.groupid) AS mine FROM due AS d
   )
   SELECT t.groupid,
-         mpp_submit('after_promote', t.groupid, t.nodename, t.nodeport, t.secondaries, source => 'sync')::text AS id,
+         @mpp.mpp_submit('after_promote', t.groupid, t.nodename, t.nodeport, t.secondaries, source => 'sync')::text AS id,
          format(CASE WHEN t.nodename LIKE '%:%' THEN '[%s]:%s' ELSE '%s:%s' END, t.nodename, t.nodeport) AS node,
          t.secondaries,
          NULL AS problem

@@ -59,7 +59,7 @@ export async function writeMembers(
 
 /** The time of a report is by the server's clock, less how long ago it was seen here. */
 const WRITE_MEMBERS = `
-  INSERT INTO mpp_members AS m (nodename, nodeport, source, groupid, role, state, timeline, noloadbalance,
+  INSERT INTO @mpp.mpp_members AS m (nodename, nodeport, source, groupid, role, state, timeline, noloadbalance,
     system_identifier, reason, since, reported_at)
   SELECT r.nodename, r.nodeport, $1, r.groupid, r.role, r.state, r.timeline, r.noloadbalance,
          r.system_identifier, r.reason, seen.at, seen.at
@@ -87,7 +87,7 @@ const WRITE_MEMBERS = `
          OR m.reported_at < statement_timestamp() - $2::float8 / 3 * interval '1 millisecond'
          OR EXISTS (
            SELECT
-           FROM mpp_members AS o
+           FROM @mpp.mpp_members AS o
            WHERE o.groupid = m.groupid AND o.since > m.reported_at))
   RETURNING m.since = m.reported_at AS changed`;
 
@@ -119,7 +119,7 @@ export async function removeUnlisted(
 }
 
 const REMOVE_UNLISTED = `
-  UPDATE mpp_members AS m
+  UPDATE @mpp.mpp_members AS m
   SET state = 'removed', reason = NULL, reported_at = statement_timestamp()
   WHERE m.source = $1
     AND m.groupid = $2
@@ -176,13 +176,13 @@ function clusterStatement(nodesQuery: string): string {
     SELECT n.groupid, n.nodename, n.nodeport, n.noderole AS registered FROM node AS n WHERE n.ours
     UNION ALL
     (SELECT DISTINCT ON (m.nodename, m.nodeport) m.groupid, m.nodename, m.nodeport, NULL
-     FROM mpp_members AS m
+     FROM @mpp.mpp_members AS m
      WHERE m.state <> 'removed'
        AND NOT EXISTS (SELECT FROM node AS n WHERE n.nodename = m.nodename AND n.nodeport = m.nodeport)
      ORDER BY m.nodename, m.nodeport, m.reported_at DESC)
   ), identified AS (
     SELECT m.groupid, min(m.system_identifier) AS identifier
-    FROM mpp_members AS m
+    FROM @mpp.mpp_members AS m
     WHERE m.source = 'probe' AND m.state <> 'foreign' AND m.system_identifier IS NOT NULL
     GROUP BY m.groupid
   )
@@ -220,10 +220,10 @@ function suspectStatement(nodesQuery: string): string {
     WHERE n.ours AND n.noderole = 'primary' AND n.groupid = $1 AND n.nodename = $2 AND n.nodeport = $3
       AND NOT EXISTS (
         SELECT
-        FROM mpp_tasks AS t
+        FROM @mpp.mpp_tasks AS t
         WHERE t.finished_at IS NULL AND t.groupid = n.groupid AND t.event = 'suspect')
   )
-  SELECT mpp_submit('suspect', t.groupid, t.nodename, t.nodeport, source => 'probe') AS id
+  SELECT @mpp.mpp_submit('suspect', t.groupid, t.nodename, t.nodeport, source => 'probe') AS id
   FROM turn AS t
   WHERE t.mine`;
 }
@@ -234,7 +234,7 @@ export async function pruneMembers(db: Queryable, retentionMs: number): Promise<
 }
 
 const PRUNE_MEMBERS = `
-  DELETE FROM mpp_members AS m
+  DELETE FROM @mpp.mpp_members AS m
   WHERE m.reported_at < statement_timestamp() - $1::float8 * interval '1 millisecond'
      OR (m.state NOT IN ('running', 'streaming')
          AND m.since < statement_timestamp() - $1::float8 * interval '1 millisecond')`;
@@ -245,6 +245,6 @@ export async function announceTtl(db: Queryable, controller: string, ttlMs: numb
 }
 
 const ANNOUNCE_TTL = `
-  UPDATE mpp_controllers
+  UPDATE @mpp.mpp_controllers
   SET member_ttl = $2::float8 * interval '1 millisecond'
   WHERE id = $1`;

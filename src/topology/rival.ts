@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import { readStanding, type ServerIdentity } from '../postgres/identity.js';
 import { nodeConnection, type NodeCredentials } from '../postgres/node-connection.js';
+import { nameSchema } from '../postgres/schema-name.js';
 import { openSession, type Connection } from '../postgres/session.js';
 import { formatAddress, type Address } from '../tasks/task.js';
 
@@ -110,9 +111,8 @@ interface Known {
 }
 
 async function readKnown(session: pg.Client, search: RivalSearch): Promise<Known> {
-  const table = `${session.escapeIdentifier(search.schema)}.mpp_members`;
-  const { rows } = await session.query<Address & { member: boolean }>(
-    knownStatement(search.nodesQuery, table),
+  const { rows } = await nameSchema(session, search.schema).query<Address & { member: boolean }>(
+    knownStatement(search.nodesQuery),
   );
   return {
     members: rows.filter(({ member }) => member),
@@ -121,7 +121,7 @@ async function readKnown(session: pg.Client, search: RivalSearch): Promise<Known
 }
 
 /** Other witnesses each time: in a large cluster a few tell, and a wrong one is not asked for ever. */
-function knownStatement(nodesQuery: string, table: string): string {
+function knownStatement(nodesQuery: string): string {
   return `
   WITH node AS MATERIALIZED (
     ${nodesQuery}
@@ -131,7 +131,7 @@ function knownStatement(nodesQuery: string, table: string): string {
    WHERE n.ours AND n.groupid = 0)
   UNION ALL
   (SELECT m.nodename, m.nodeport, true
-   FROM ${table} AS m
+   FROM @mpp.mpp_members AS m
    WHERE m.groupid = 0 AND m.state <> 'removed'
    ORDER BY m.reported_at DESC
    LIMIT 10)

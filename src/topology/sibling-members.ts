@@ -72,16 +72,16 @@ export class SiblingMembers implements TopologySource {
 /** Some seconds are read again: what was reported then may have been committed since. */
 const READ = `
   SELECT json_agg(m)::text AS members, (statement_timestamp() - interval '10 s')::text AS until
-  FROM mpp_members AS m
+  FROM @mpp.mpp_members AS m
   WHERE m.source = 'table'
     AND m.reported_at > greatest($2::timestamptz, statement_timestamp() - $1::float8 * interval '1 millisecond')`;
 
 /** The newest report of a node counts, whichever database it was made in; writes nothing else. */
 const COPY = `
-  INSERT INTO mpp_members AS m (nodename, nodeport, source, groupid, role, state, timeline, since, reported_at)
+  INSERT INTO @mpp.mpp_members AS m (nodename, nodeport, source, groupid, role, state, timeline, since, reported_at)
   SELECT r.nodename, r.nodeport, 'table', r.groupid, r.role, r.state, r.timeline, r.reported_at, r.reported_at
-  FROM json_populate_recordset(NULL::mpp_members, $1::json) AS r
-  LEFT JOIN mpp_members AS o ON o.nodename = r.nodename AND o.nodeport = r.nodeport AND o.source = 'table'
+  FROM json_populate_recordset(NULL::@mpp.mpp_members, $1::json) AS r
+  LEFT JOIN @mpp.mpp_members AS o ON o.nodename = r.nodename AND o.nodeport = r.nodeport AND o.source = 'table'
   WHERE o.reported_at IS NULL OR o.reported_at < r.reported_at
   ORDER BY r.nodename, r.nodeport
   ON CONFLICT (nodename, nodeport, source) DO UPDATE

@@ -38,7 +38,7 @@ describe('sessions', () => {
     const { rows } = await pool.query(BOUNDS).finally(() => pool.end());
     expect(rows).toEqual([
       { name: 'lock_timeout', setting: '1500', source: 'session' },
-      { name: 'search_path', setting: '"our ""own""", pg_temp', source: 'session' },
+      { name: 'search_path', setting: 'pg_catalog, pg_temp', source: 'session' },
       { name: 'statement_timeout', setting: '1500', source: 'session' },
     ]);
   });

@@ -1,6 +1,7 @@
 import pg from 'pg';
 import { expect } from 'vitest';
 import { applyMigrations } from '../../src/postgres/migrate.js';
+import { nameSchema } from '../../src/postgres/schema-name.js';
 import { openSession } from '../../src/postgres/session.js';
 import { TestBed, type Server, type Settings, type Template } from './servers/index.js';
 
@@ -89,7 +90,7 @@ export class ContractDatabase {
   static async open(server: Server, database: string, schema: string): Promise<ContractDatabase> {
     const db = await server.connect('test', database);
     const opened = new ContractDatabase(server, database, schema, db);
-    await db.query(`SET search_path = ${opened.quotedSchema}`);
+    await nameSchema(db, schema).query(`SET search_path = ${opened.quotedSchema}`);
     return opened;
   }
 
@@ -105,6 +106,7 @@ export class ContractDatabase {
       'test',
     );
     this.#sessions.push(session);
+    nameSchema(session, this.schema);
     await session.query(`SET search_path = ${searchPath ?? this.quotedSchema}`);
     return session;
   }

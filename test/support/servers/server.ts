@@ -2,6 +2,7 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import { open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Client } from 'pg';
+import { nameSchema } from '../../../src/postgres/schema-name.js';
 import { openSession, type Connection } from '../../../src/postgres/session.js';
 import type { Binaries } from './binaries.js';
 import { give, removeFolder } from './folder.js';
@@ -75,7 +76,7 @@ export class Server {
 
   /** Opens a session; the caller ends it. */
   async connect(purpose = 'test', database = 'postgres'): Promise<Client> {
-    return openSession({ ...this.connection, database }, purpose);
+    return nameSchema(await openSession({ ...this.connection, database }, purpose), 'public');
   }
 
   /** Runs `work` in a session of its own, which is ended in any case. */

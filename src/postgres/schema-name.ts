@@ -1,0 +1,37 @@
+import pg from 'pg';
+
+/** How the statements of this package name their schema. */
+const PLACEHOLDER = '@mpp.';
+
+/**
+ * Has a session replace `@mpp.` in each statement by the schema that holds our objects.
+ *
+ * Our schema is not on the search_path of our sessions: a role that may create objects there could
+ * make a function whose argument types fit a call better than those of PostgreSQL's own, and the
+ * controller would run it with its rights.
+ *
+ * @returns the session itself
+ */
+export function nameSchema<T extends pg.ClientBase>(session: T, schema: string): T {
+  const prefix = `${pg.escapeIdentifier(schema)}.`;
+  const qualify = (text: string): string => text.replaceAll(PLACEHOLDER, prefix);
+  const query = session.query.bind(session) as (...args: unknown[]) => unknown;
+  const replacing = (first: unknown, ...rest: unknown[]): unknown => {
+    if (typeof first === 'string') return query(qualify(first), ...rest);
+    if (isStatement(first)) return query({ ...first, text: qualify(first.text) }, ...rest);
+    return query(first, ...rest);
+  };
+  session.query = replacing as T['query'];
+  return session;
+}
+
+/** A plain object with a text; not one of node-postgres's own query objects, which must stay as they are. */
+function isStatement(value: unknown): value is { text: string } {
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    'text' in value &&
+    typeof value.text === 'string' &&
+    !('submit' in value)
+  );
+}
