@@ -1,5 +1,4 @@
 import { formatTable } from '../src/commands/table.js';
-import { GROUP_LOCK } from '../src/postgres/locks.js';
 import { Harness } from '../test/support/harness.js';
 import { waitFor, type Server } from '../test/support/servers/index.js';
 import {
@@ -105,7 +104,7 @@ async function measureSide(harness: Harness, shards: number, side: string): Prom
 /** Of tables and shards, in sessions that hold a group or pause its traffic; not that of its group. */
 async function locksOn(server: Server): Promise<number> {
   return server.withSession(async (session) => {
-    const { rows } = await session.query<{ locks: number }>(LOCKS, [GROUP_LOCK]);
+    const { rows } = await session.query<{ locks: number }>(LOCKS);
     return rows[0]?.locks ?? 0;
   });
 }
@@ -117,8 +116,7 @@ const LOCKS = `
   JOIN pg_stat_activity AS a ON a.pid = l.pid
   WHERE a.application_name ~ '^mpp-controller (group|pause of|shared)'
     AND l.locktype IN ('relation', 'advisory')
-    AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock')
-    AND l.classid IS DISTINCT FROM $1::oid`;
+    AND l.mode IN ('ExclusiveLock', 'AccessExclusiveLock')`;
 
 /** What happens where the lock table is too small, and whether what it then says is right. */
 async function refuse(): Promise<Refusal> {

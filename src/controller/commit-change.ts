@@ -4,15 +4,15 @@ import {
   attemptOf,
   completeTasks,
   endTasks,
+  lockTasks,
   recordChange,
-  requeueTasks,
 } from '../tasks/finish.js';
 import { isTaken } from '../postgres/sqlstate.js';
 import { formatAddress } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS } from './bounds.js';
 import type { Hold } from './holds.js';
 import { describeGroup, primaryOf } from './nodes.js';
-import { persist } from './persist.js';
+import { persistRows } from './persist.js';
 import {
   locksNodes,
   putBack,
@@ -23,6 +23,9 @@ import {
   type Work,
   type Workplace,
 } from './work.js';
+
+const LOCKED_DELAY_MS = 100;
+const ROWS_LOCKED = 'another session has locked a task of the change; it is tried again';
 
 type ChangeTransition = Extract<Transition, { kind: 'change' }>;
 
@@ -35,18 +38,40 @@ export async function commitChange(
   const { task, session, hold, log } = work;
   const { steps } = transition;
   if (hold && steps.length === 0) return endUnchanged(place, work, hold, transition);
-  if (!(await runSteps(place, work, transition))) return planAgain(place, work);
-  if (!(await record(place, work, transition))) {
-    // A task of the hold is no longer ours: the hold was released. The report itself is a fact.
-    if (hold) place.holds.remove(hold);
-    log.warn('the hold was released while the task ran; it is taken again without it');
-    return putBack(place, work, 'its hold was released meanwhile');
-  }
+  const busy = await lockRows(place, work);
+  if (busy !== undefined) return busy;
+  if (!(await runSteps(place, work, transition)))
+    return tryAgain(place, work, ROWS_CHANGED, PUT_BACK_DELAY_MS);
+  if (!(await record(place, work, transition))) return releasedMeanwhile(place, work);
   await session.commit();
   if (hold) place.holds.remove(hold);
   const primary = formatAddress(task.address);
   log.info({ primary, steps, heldBy: hold?.attempts.length }, 'pg_dist_node changed');
   return transition.followUp ? { again: 0 } : {};
+}
+
+/**
+ * Locks the rows of mpp_tasks that the change ends, before pg_dist_node is locked: a session that has one of
+ * them must not keep other groups waiting for that.
+ *
+ * @returns how the task ends when they cannot be had.
+ */
+async function lockRows(place: Workplace, work: Work): Promise<Outcome | undefined> {
+  const { task, session, hold, log } = work;
+  const attempts = [...(hold?.attempts ?? []), attemptOf(place.controller, task)];
+  await session.client.query('SAVEPOINT mpp_change');
+  const state = await lockTasks(session.client, attempts);
+  if (state === 'locked') return undefined;
+  if (state === 'lost') return releasedMeanwhile(place, work);
+  log.warn('another session has locked a task of the change; it is tried again');
+  return tryAgain(place, work, ROWS_LOCKED, LOCKED_DELAY_MS);
+}
+
+/** A task of the hold is no longer this controller's: the hold was released. The report itself is a fact. */
+async function releasedMeanwhile(place: Workplace, work: Work): Promise<Outcome> {
+  if (work.hold) place.holds.remove(work.hold);
+  work.log.warn('the hold was released while the task ran; it is taken again without it');
+  return putBack(place, work, 'its hold was released meanwhile');
 }
 
 /** The primary is where it was: the hold is taken back as a whole, and nothing was changed. */
@@ -61,18 +86,24 @@ async function endUnchanged(
   const mine = attemptOf(place.controller, task);
   const reason = 'the primary is the same; its traffic goes on';
   const ended = [...hold.attempts, ...(followUp ? [] : [mine])];
-  await persist(() => endTasks(place.db, ended, { status: 'done', nodeid, reason }));
+  const end = { status: 'done', nodeid, reason } as const;
+  await persistRows(place.db, ended, () => endTasks(place.db, ended, end));
   if (followUp) await requeue(place, task, 'the primary is the same; its secondaries follow', 0);
   log.info({ heldBy: hold.attempts.length }, 'hold ended without a change');
   return { again: 0 };
 }
 
-/** Takes back what was planned from rows that are no longer so. A hold stays, and so does its pause. */
-async function planAgain(place: Workplace, work: Work): Promise<Outcome> {
-  if (!work.hold) return putBack(place, work, ROWS_CHANGED);
+/** Takes back what was begun of the change, to try it again. A hold stays, and so does its pause. */
+async function tryAgain(
+  place: Workplace,
+  work: Work,
+  reason: string,
+  delayMs: number,
+): Promise<Outcome> {
+  if (!work.hold) return putBack(place, work, reason);
   await work.session.client.query('ROLLBACK TO SAVEPOINT mpp_change');
-  await requeue(place, work.task, ROWS_CHANGED, PUT_BACK_DELAY_MS);
-  return { again: PUT_BACK_DELAY_MS };
+  await requeue(place, work.task, reason, delayMs);
+  return { again: delayMs };
 }
 
 /** @returns false when somebody has changed the rows that the steps were planned from. */
@@ -86,8 +117,7 @@ async function runSteps(
   const handler = place.handler();
   const [first, ...others] = steps;
   if (first && !(hold && locksNodes(hold))) {
-    // The first step locks the rows; until then they may change.
-    await client.query('SAVEPOINT mpp_change');
+    // The first step locks the rows of pg_dist_node; until then they may change.
     try {
       await handler.apply(client, first, task.cooldownMs);
     } catch (error) {
@@ -117,13 +147,9 @@ async function record(
   const after = await place.handler().readNodes(client, task);
   const before = describeGroup(hold?.before ?? nodes, task.groupid);
   await recordChange(client, { before, after: describeGroup(after, task.groupid) });
-  const attempt = attemptOf(place.controller, task);
-  // While somebody has an uncommitted report for the group, the rest stays with this task.
-  const wholly = !followUp || (await addFollowUp(client, task));
-  if (!wholly) {
-    await requeueTasks(client, [attempt], 'the primary has moved; its secondaries follow', 0);
-  }
-  return completeTasks(client, [...(hold?.attempts ?? []), ...(wholly ? [attempt] : [])], {
+  if (followUp) await addFollowUp(client, task);
+  const attempts = [...(hold?.attempts ?? []), attemptOf(place.controller, task)];
+  return completeTasks(client, attempts, {
     nodeid: nodeid ?? primaryOf(after, task.groupid)?.nodeid ?? null,
     reason: null,
   });

@@ -4,7 +4,7 @@ import { errorText } from '../postgres/session.js';
 import { endTasks, requeueTasks, type Attempt } from '../tasks/finish.js';
 import type { Task } from '../tasks/task.js';
 import { retryDelay } from './bounds.js';
-import { persist } from './persist.js';
+import { persistRows } from './persist.js';
 
 /** A task that an error ended, and what else ends with it. */
 export interface Failure {
@@ -27,19 +27,19 @@ export async function recordFailure(db: Pool, failure: Failure): Promise<number>
   const text = failureText(error);
   if (hold.length > 0) {
     const reason = `the hold ended with an error in task ${task.id}: ${text}`;
-    await persist(() => endTasks(db, hold, { status: 'rolled_back', reason }));
+    await persistRows(db, hold, () => endTasks(db, hold, { status: 'rolled_back', reason }));
   }
   if (failure.stopping && task.event !== 'after_promote') {
     const reason = 'the controller was stopped';
-    await persist(() => endTasks(db, [mine], { status: 'rolled_back', reason }));
+    await persistRows(db, [mine], () => endTasks(db, [mine], { status: 'rolled_back', reason }));
     return 0;
   }
   const delay = retryDelay(task, error);
   if (delay === undefined) {
-    await persist(() => endTasks(db, [mine], { status: 'failed', reason: text }));
+    await persistRows(db, [mine], () => endTasks(db, [mine], { status: 'failed', reason: text }));
     return 0;
   }
-  await persist(() => requeueTasks(db, [mine], text, delay));
+  await persistRows(db, [mine], () => requeueTasks(db, [mine], text, delay));
   return delay;
 }
 

@@ -1,5 +1,4 @@
 import type { Pool } from 'pg';
-import { GROUP_LOCK } from '../postgres/locks.js';
 import { Transaction, type Bounds } from '../postgres/transaction.js';
 
 /**
@@ -14,6 +13,7 @@ export async function beginGroupSession(
   groupid: number,
   bounds: Bounds,
 ): Promise<GroupSession | undefined> {
-  const lock = { classid: GROUP_LOCK, objid: groupid };
+  // The claim of the task has made the row.
+  const lock = `SELECT FROM @mpp.mpp_groups AS g WHERE g.groupid = ${groupid} FOR UPDATE SKIP LOCKED`;
   return Transaction.beginLocked(pool, bounds, `group ${groupid}`, lock);
 }

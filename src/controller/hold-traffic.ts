@@ -3,7 +3,7 @@ import { attemptOf, markHolding } from '../tasks/finish.js';
 import { formatAddress } from '../tasks/task.js';
 import { boundsOf, growingDelay } from './bounds.js';
 import type { Hold } from './holds.js';
-import { persist } from './persist.js';
+import { persistRows } from './persist.js';
 import {
   putBack,
   ROWS_CHANGED,
@@ -46,11 +46,15 @@ export async function holdTraffic(
   // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.
   if (holds.get(task.groupid) !== hold) return { doubt: true, again: growingDelay(task.attempt) };
   const { nodeid } = transition.node;
-  const remaining = await persist(() => markHolding(db, attempt, nodeid, reason));
+  let remaining: number | undefined;
+  await persistRows(db, [attempt], async () => {
+    remaining = await markHolding(db, attempt, nodeid, reason);
+    return remaining === undefined ? 0 : 1;
+  });
   if (remaining === undefined) {
-    // Released by an operator, or taken over, while we waited for the locks.
+    // Released by an operator or taken over while the locks were waited for, or its row is locked.
     if (!work.hold && holds.remove(hold)) await session.rollback();
-    return {};
+    return { doubt: true, again: growingDelay(task.attempt) };
   }
   hold.attempts.push(attempt);
   holds.extend(hold, remaining);

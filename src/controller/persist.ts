@@ -1,6 +1,12 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Queryable } from '../postgres/queryable.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
+import { countMine, type Attempt } from '../tasks/finish.js';
 
 const TRIES = 3;
+/** An operator's statement on a row takes milliseconds; one that stays has left a transaction open. */
+const LOCKED_MOST_MS = 1_000;
+const LOCKED_AGAIN_MS = 20;
 
 /**
  * Runs a statement that records something, again when its session was lost: the pool has another, and
@@ -13,5 +19,29 @@ export async function persist<T>(statement: () => Promise<T>): Promise<T> {
     } catch (error) {
       if (attempt >= TRIES || !isSessionLost(error)) throw error;
     }
+  }
+}
+
+/**
+ * Runs a statement that changes the rows of these attempts, again while another session has one of them
+ * locked, for a second at most.
+ *
+ * @param statement returns how many rows it changed; those that it changed before it passes over
+ * @returns false when some were not changed: they are no longer this controller's, or still locked. The
+ *   tasks stay as they are, and `takeBack` sees to them.
+ */
+export async function persistRows(
+  db: Queryable,
+  attempts: readonly Attempt[],
+  statement: () => Promise<number>,
+): Promise<boolean> {
+  const until = performance.now() + LOCKED_MOST_MS;
+  let changed = 0;
+  for (;;) {
+    changed += await persist(statement);
+    if (changed >= attempts.length) return true;
+    if (performance.now() >= until || (await persist(() => countMine(db, attempts))) === 0)
+      return false;
+    await sleep(LOCKED_AGAIN_MS);
   }
 }

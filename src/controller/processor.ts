@@ -9,7 +9,7 @@ import { recordFailure } from './failure.js';
 import { beginGroupSession, type GroupSession } from './group-session.js';
 import { holdTraffic } from './hold-traffic.js';
 import type { Hold } from './holds.js';
-import { persist } from './persist.js';
+import { persistRows } from './persist.js';
 import { locksNodes, requeue, type Outcome, type Work, type Workplace } from './work.js';
 
 type Answer = Extract<Transition, { kind: 'discard' | 'fail' | 'nothing' }>;
@@ -96,7 +96,8 @@ export class Processor {
     const nodeid = transition.kind === 'nothing' ? transition.nodeid : null;
     const end = { status, nodeid, reason: transition.reason };
     const attempts = [attemptOf(this.#place.controller, task)];
-    if (hold) await persist(() => endTasks(this.#place.db, attempts, end));
+    const { db } = this.#place;
+    if (hold) await persistRows(db, attempts, () => endTasks(db, attempts, end));
     else {
       await endTasks(session.client, attempts, end);
       await session.commit();

@@ -2,11 +2,14 @@ import type { Pool, PoolClient } from 'pg';
 import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import { errorText } from '../postgres/session.js';
-import { claimTask, othersWait, sweep, type Claimed } from '../tasks/claim.js';
-import { endTasks, pruneTasks, stillHolding } from '../tasks/finish.js';
+import { claimTask, othersWait, type Claimed } from '../tasks/claim.js';
+import { endTasks, stillHolding } from '../tasks/finish.js';
+import { takeBack } from '../tasks/sweep.js';
 import type { Pause, Task } from '../tasks/task.js';
+import { Alarms } from './alarms.js';
+import { Expiry } from './expiry.js';
 import { Holds, type Hold } from './holds.js';
-import { persist } from './persist.js';
+import { persistRows } from './persist.js';
 import { Processor } from './processor.js';
 import { Signal } from './signal.js';
 import type { Outcome, Workplace } from './work.js';
@@ -29,8 +32,6 @@ export interface TermOptions {
 /** How long a stop waits for a commit before it cancels it, in milliseconds. */
 const COMMIT_GRACE_MS = 5_000;
 const CANCEL_AGAIN_MS = 100;
-/** Batches that one heartbeat prunes, so that it is over long before the next. */
-const PRUNE_BATCHES = 5;
 
 /**
  * The work of the active controller: claim, run, look again. All it knows of the queue is in the
@@ -43,7 +44,10 @@ export class Term {
   readonly #processor: Processor;
   /** Groups that something is running for, and what. */
   readonly #busy = new Map<number, Promise<void>>();
-  readonly #alarms = new Set<NodeJS.Timeout>();
+  readonly #alarms = new Alarms();
+  readonly #expiry: Expiry;
+  /** What failed the last time, and how, so that it is said once. */
+  readonly #failures = new Map<string, string>();
   #handler: AbstractMPPHandler;
   #rebuiltAt: string | null = null;
   #doubt = false;
@@ -54,6 +58,7 @@ export class Term {
 
   constructor(options: TermOptions) {
     this.#options = options;
+    this.#expiry = new Expiry({ ...options, signal: this.#interrupt.signal });
     this.#handler = options.handler;
     this.#holds = new Holds((hold) => this.#occupy(hold.groupid, () => this.#expire(hold)));
     this.#processor = new Processor({
@@ -68,6 +73,7 @@ export class Term {
 
   start(): void {
     this.#loop ??= this.#run();
+    this.#expiry.start();
   }
 
   /** Something may have happened: look at the table. */
@@ -99,7 +105,7 @@ export class Term {
     this.#stopping ??= how;
     this.#interrupt.abort(new Error('the controller is to stop'));
     this.wake();
-    await this.#loop;
+    await Promise.all([this.#loop, this.#expiry.stop()]);
     await this.#settle();
     const reason = how === 'record' ? 'the controller was stopped' : null;
     await Promise.all(this.#holds.all().map((hold) => this.#end(hold, reason)));
@@ -107,32 +113,40 @@ export class Term {
 
   /** Deletes some of what has been finished for longer than the retention; the rest next time. */
   async prune(): Promise<void> {
-    const { db, retentionMs } = this.#options;
-    for (let batch = 0; batch < PRUNE_BATCHES && !this.#stopping; batch += 1) {
-      if ((await pruneTasks(db, retentionMs)) === 0) return;
-    }
+    await this.#expiry.prune();
   }
 
   async #run(): Promise<void> {
-    const { logger, pollMs } = this.#options;
-    let sweepAt = 0;
+    const { pollMs } = this.#options;
+    let takeBackAt = 0;
     while (!this.#stopping) {
-      try {
-        if (!this.#suspended) {
-          // By the clock: wake-ups that never cease must not put it off.
-          if (this.#doubt || performance.now() >= sweepAt) {
-            await this.#sweep();
-            sweepAt = performance.now() + pollMs;
-          }
+      if (!this.#suspended) {
+        // By the clock: wake-ups that never cease must not put it off.
+        if (this.#doubt || performance.now() >= takeBackAt) {
+          takeBackAt = performance.now() + pollMs;
+          await this.#attempt('lost tasks could not be taken back', () => this.#takeBack());
+        }
+        const claimed = await this.#attempt('the queue could not be read', async () => {
           await this.#claimAll();
           await this.#endReleased();
-        }
-        if ((await this.#signal.wait(pollMs)) === 'timeout') sweepAt = 0;
-      } catch (error) {
-        logger.warn({ err: error }, `the queue could not be read: ${errorText(error)}`);
-        sweepAt = 0;
-        await this.#signal.wait(pollMs);
+        });
+        if (!claimed) takeBackAt = 0;
       }
+      if ((await this.#signal.wait(pollMs)) === 'timeout') takeBackAt = 0;
+    }
+  }
+
+  /** Each step by itself: one that fails keeps no other from being done. Says once what fails. */
+  async #attempt(failure: string, step: () => Promise<void>): Promise<boolean> {
+    try {
+      await step();
+      this.#failures.delete(failure);
+      return true;
+    } catch (error) {
+      const text = `${failure}: ${errorText(error)}; it is tried again`;
+      if (this.#failures.get(failure) !== text) this.#options.logger.warn({ err: error }, text);
+      this.#failures.set(failure, text);
+      return false;
     }
   }
 
@@ -176,7 +190,7 @@ export class Term {
   async #process(task: Task): Promise<void> {
     const outcome: Outcome = await this.#processor.run(task);
     if (outcome.doubt) this.#doubt = true;
-    if (outcome.again !== undefined) this.#alarm(() => this.wake(), outcome.again);
+    if (outcome.again !== undefined) this.#alarms.set(() => this.wake(), outcome.again);
     const hold = this.#holds.get(task.groupid);
     if (hold && this.#holds.remaining(hold) <= 0) await this.#expire(hold);
   }
@@ -192,10 +206,11 @@ export class Term {
     this.#busy.set(groupid, running);
   }
 
-  async #sweep(): Promise<void> {
+  async #takeBack(): Promise<void> {
     const { db, logger } = this.#options;
-    for (const task of await sweep(db, this.#active())) {
-      logger.info({ task: task.id, groupid: task.groupid, status: task.status }, 'swept');
+    const scope = { busy: [...this.#busy.keys()], held: this.#holds.groups() };
+    for (const { id, groupid, status } of await takeBack(db, scope)) {
+      logger.info({ task: id, groupid, status }, 'taken back from a lost attempt');
     }
   }
 
@@ -227,7 +242,8 @@ export class Term {
     await hold.session.rollback();
     if (reason === null) return;
     try {
-      await persist(() => endTasks(db, hold.attempts, { status: 'rolled_back', reason }));
+      const end = { status: 'rolled_back', reason } as const;
+      await persistRows(db, hold.attempts, () => endTasks(db, hold.attempts, end));
     } catch (error) {
       logger.warn({ err: error }, 'the end of a hold could not be recorded; a sweep will do it');
       this.#doubt = true;
@@ -269,12 +285,8 @@ export class Term {
       // Again and again: a task may have been between two statements.
       const late = performance.now() > patience;
       await this.#cancel((task) => late || task.event !== 'after_promote');
-    } while (!(await Promise.race([settled, this.#alarmed(CANCEL_AGAIN_MS)])));
-    this.#clearAlarms();
-  }
-
-  async #alarmed(ms: number): Promise<false> {
-    return new Promise((resolve) => this.#alarm(() => resolve(false), ms));
+    } while (!(await Promise.race([settled, this.#alarms.after(CANCEL_AGAIN_MS)])));
+    this.#alarms.clear();
   }
 
   async #cancel(which: (task: Task) => boolean): Promise<void> {
@@ -283,18 +295,5 @@ export class Term {
     await this.#options.db
       .query('SELECT pg_cancel_backend(pid) FROM unnest($1::integer[]) AS pid', [pids])
       .catch(() => undefined);
-  }
-
-  #alarm(ring: () => void, ms: number): void {
-    const alarm = setTimeout(() => {
-      this.#alarms.delete(alarm);
-      ring();
-    }, ms);
-    this.#alarms.add(alarm);
-  }
-
-  #clearAlarms(): void {
-    for (const alarm of this.#alarms) clearTimeout(alarm);
-    this.#alarms.clear();
   }
 }

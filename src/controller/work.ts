@@ -8,7 +8,7 @@ import { PUT_BACK_DELAY_MS } from './bounds.js';
 import type { GroupSession } from './group-session.js';
 import type { Hold, Holds } from './holds.js';
 import { sameNodes } from './nodes.js';
-import { persist } from './persist.js';
+import { persist, persistRows } from './persist.js';
 
 /** What all tasks of a term have in common. */
 export interface Workplace {
@@ -77,7 +77,7 @@ export async function putBack(place: Workplace, work: Work, reason: string): Pro
   return { again: PUT_BACK_DELAY_MS };
 }
 
-export const ROWS_CHANGED = 'somebody changed pg_dist_node meanwhile; it is read again';
+export const ROWS_CHANGED = 'another session changed pg_dist_node meanwhile; it is read again';
 
 /** Gives a task back to the queue, to be tried again after `delayMs`. */
 export async function requeue(
@@ -86,5 +86,6 @@ export async function requeue(
   reason: string,
   delayMs: number,
 ): Promise<void> {
-  await persist(() => requeueTasks(db, [attemptOf(controller, task)], reason, delayMs));
+  const attempts = [attemptOf(controller, task)];
+  await persistRows(db, attempts, () => requeueTasks(db, attempts, reason, delayMs));
 }

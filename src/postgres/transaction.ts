@@ -21,17 +21,17 @@ const BEGIN_MS = 10_000;
 /** A rollback has nothing to wait for; a server that does not answer it is gone. */
 const ROLLBACK_MS = 5_000;
 
-/** An advisory lock, as (classid, objid). */
-export interface AdvisoryLock {
-  readonly classid: number;
-  readonly objid: number;
-}
+/**
+ * A row whose lock the transaction takes as it begins: a SELECT that ends with FOR UPDATE SKIP LOCKED and
+ * returns the row. A constant of the code, never input.
+ */
+export type RowLock = string;
 
 interface BeginOptions {
   readonly bounds: Bounds;
   /** What it is for, in application_name. */
   readonly purpose: string;
-  readonly lock?: AdvisoryLock;
+  readonly lock?: RowLock;
   readonly savepoint?: string | undefined;
 }
 
@@ -95,7 +95,7 @@ export class Transaction {
   }
 
   /**
-   * Begins a transaction that has an advisory lock, which is not waited for.
+   * Begins a transaction that has the lock of a row, which is not waited for.
    *
    * @returns undefined when another session has the lock.
    */
@@ -103,7 +103,7 @@ export class Transaction {
     pool: Pool,
     bounds: Bounds,
     purpose: string,
-    lock: AdvisoryLock,
+    lock: RowLock,
   ): Promise<Transaction | undefined> {
     return Transaction.#begin(pool, { bounds, purpose, lock });
   }
@@ -228,11 +228,12 @@ async function begin(
   { bounds, purpose, lock, savepoint }: BeginOptions,
 ): Promise<{ locked: boolean; pid: number }> {
   const name = pg.escapeLiteral(applicationName(purpose).slice(0, 63));
-  const locked = lock ? `pg_try_advisory_xact_lock(${lock.classid}, ${lock.objid})` : 'true';
+  const locked = lock ? 'EXISTS (SELECT FROM locked_row)' : 'true';
+  const row = lock ? `WITH locked_row AS MATERIALIZED (${lock})` : '';
   const local = lock ? '' : "set_config('citus.enable_ddl_propagation', 'off', true),";
   const text = `
   BEGIN ISOLATION LEVEL READ COMMITTED;
-  SELECT ${locked} AS locked,
+  ${row} SELECT ${locked} AS locked,
     pg_backend_pid() AS pid,
     set_config('application_name', ${name}, true),
     CASE WHEN current_setting('client_connection_check_interval', true) IS NOT NULL
@@ -249,7 +250,7 @@ async function begin(
     QueryResult,
     QueryResult<{ locked: boolean; pid: number }>,
   ];
-  const [row] = results[1].rows;
-  if (row === undefined) throw new Error('a query for the server process returned no row');
-  return row;
+  const [begun] = results[1].rows;
+  if (begun === undefined) throw new Error('a query for the server process returned no row');
+  return begun;
 }

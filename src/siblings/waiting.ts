@@ -1,5 +1,5 @@
 import type { Queryable } from '../postgres/queryable.js';
-import { GROUP_LOCK, LEADER_LOCK } from '../postgres/locks.js';
+import { LEADER_LOCK } from '../postgres/locks.js';
 import type { Attempt } from '../tasks/finish.js';
 
 /** What a look into this database says of a report that waits for its siblings. */
@@ -110,7 +110,7 @@ export async function lookThere(
   const { rows } = await db.query<SiblingSight>({
     name: 'mpp-look-there',
     text: LOOK_THERE,
-    values: [report.origin, report.id, report.groupid, GROUP_LOCK, LEADER_LOCK],
+    values: [report.origin, report.id, report.groupid, LEADER_LOCK],
   });
   return rows[0];
 }
@@ -123,7 +123,7 @@ const LOOK_THERE = `
     WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
   )
-  SELECT EXISTS (SELECT FROM lock AS l WHERE l.classid = $4::integer::oid AND l.objid = $3::integer::oid)
+  SELECT EXISTS (SELECT FROM @mpp.mpp_group_sessions AS s WHERE s.groupid = $3)
            AND EXISTS (
              SELECT
              FROM @mpp.mpp_tasks AS t
@@ -139,7 +139,7 @@ const LOOK_THERE = `
              AND t.event IN ('before_demote', 'before_promote')
              AND t.source = 'client'
          ) AS coming,
-         EXISTS (SELECT FROM lock AS l WHERE l.classid = $5::integer::oid AND l.objid = 0) AS led,
+         EXISTS (SELECT FROM lock AS l WHERE l.classid = $4::integer::oid AND l.objid = 0) AS led,
          copy.status, copy.reason
   FROM (VALUES (0)) AS one (row)
   LEFT JOIN LATERAL (

@@ -1,14 +1,13 @@
 import type { Queryable } from '../postgres/queryable.js';
-import { GROUP_LOCK } from '../postgres/locks.js';
 import { parseAddress, type Pause, type Task, type TaskEvent } from './task.js';
 
 /** Which groups a claim may look at. */
 export interface ClaimScope {
   /** Id of this controller, for claimed_by. */
   readonly controller: string;
-  /** Groups that a task of ours is running for. */
+  /** Groups that a task of this controller is running for. */
   readonly busy: readonly number[];
-  /** Groups that we hold; their tasks come first. */
+  /** Groups that this controller holds; their tasks come first. */
   readonly held: readonly number[];
   /** Whether a task of a further group may be taken. */
   readonly open: boolean;
@@ -38,20 +37,36 @@ export interface Claimed {
 }
 
 /**
- * Takes the next task, or undefined when there is none that may be taken now.
+ * Takes the next task, or undefined when there is none that may be taken now. Pending tasks that a newer
+ * one supersedes are ended first.
  *
- * One statement, one commit: whoever dies after it leaves a row in `claimed` whose group nobody has
- * locked, which `sweep` finds.
+ * One statement, one commit: a controller that dies after it leaves a row in `claimed` whose group has
+ * no lock, which `sweep` finds. It waits for no lock.
  */
 export async function claimTask(db: Queryable, scope: ClaimScope): Promise<Claimed | undefined> {
-  const { rows } = await db.query<ClaimedRow>({
-    name: 'mpp-claim',
-    text: CLAIM,
-    values: [scope.controller, scope.busy, scope.held, scope.open],
+  const passed = [...scope.busy];
+  for (;;) {
+    const { rows } = await db.query<ClaimedRow & { next: number; superseded: boolean }>({
+      name: 'mpp-claim',
+      text: CLAIM,
+      values: [scope.controller, passed, scope.held, scope.open],
+    });
+    const [row] = rows;
+    if (row === undefined) return undefined;
+    if (!row.superseded) return { task: toTask(row), rebuildAt: row.rebuild_at };
+    // Another session has their rows locked: the group is looked at again with the next claim.
+    if ((await supersede(db, row.next)) === 0) passed.push(row.next);
+  }
+}
+
+/** Ends the pending tasks of a group that a newer one supersedes, and says how many. */
+async function supersede(db: Queryable, groupid: number): Promise<number> {
+  const { rows } = await db.query<{ ended: number }>({
+    name: 'mpp-supersede',
+    text: 'SELECT @mpp.mpp_supersede($1) AS ended',
+    values: [groupid],
   });
-  const row = rows[0];
-  if (row === undefined) return undefined;
-  return { task: toTask(row), rebuildAt: row.rebuild_at };
+  return rows[0]?.ended ?? 0;
 }
 
 function toTask(row: ClaimedRow): Task {
@@ -71,71 +86,132 @@ function toTask(row: ClaimedRow): Task {
   };
 }
 
-/**
- * Order: a held group, group 0, the oldest. Within a group one task at a time, in the order of ids,
- * with two exceptions:
- *
- * - a retry that is not due yet holds nobody back. A report that comes makes it due at once, so it is
- *   tried once more before that report; a change that keeps failing must not block a switchover;
- * - what is older than a hold is frozen until the hold ends, or an old fact would commit it; so is
- *   an after_promote that no client has reported, such as the rest of an earlier change.
- *
- * A before_ task that is late is left to `sweep`, and holds nobody back either.
- *
- * Locks: FOR UPDATE on one row. SKIP LOCKED passes over a row that a client is superseding or
- * cancelling; what comes after it in its group still waits, because the row is seen as pending.
- * The view mpp_queue shows the same order.
- */
-const CLAIM = `
-  WITH next AS (
-    SELECT t.id
+/** What keeps a task from running now: a delay that is not over, or its end. */
+const isDue = (task: string): string => `
+        (${task}.not_before IS NULL OR ${task}.not_before <= clock_timestamp())
+        AND (${task}.event = 'after_promote'
+             OR coalesce(${task}.deadline, ${task}.expires_at) > clock_timestamp())`;
+
+/** That a pending task has come since which takes its place. */
+const isSuperseded = (task: string): string => `
+        EXISTS (
+          SELECT
+          FROM @mpp.mpp_tasks AS n
+          WHERE n.finished_at IS NULL
+            AND n.groupid = ${task}.groupid
+            AND n.id > ${task}.id
+            AND n.status = 'pending'
+            AND n.attempt = 0
+            AND @mpp.mpp_supersedes(n.event, n.source, ${task}.event, ${task}.source))`;
+
+/** Whether the newer task is done already, or a client's fact is pending that this one would undo. */
+const comesTooLate = `
+        (t.attempt = 0 AND EXISTS (
+          SELECT
+          FROM @mpp.mpp_tasks AS d
+          WHERE d.status = 'done' AND d.source = 'client' AND d.event <> 'suspect'
+            AND d.groupid = t.groupid
+            AND d.id > t.id
+            AND @mpp.mpp_supersedes(d.event, d.source, t.event, t.source)))
+        OR (t.event = 'after_promote' AND t.source <> 'client' AND EXISTS (
+          SELECT
+          FROM @mpp.mpp_tasks AS f
+          WHERE f.finished_at IS NULL
+            AND f.groupid = t.groupid
+            AND f.status = 'pending'
+            AND f.event = 'after_promote'
+            AND f.source = 'client'))`;
+
+const candidate = (scope: string, order: string): string => `
+    SELECT t.id, t.groupid, ${isSuperseded('t')} OR ${comesTooLate} AS superseded
     FROM @mpp.mpp_tasks AS t
     WHERE t.finished_at IS NULL
       AND t.status = 'pending'
-      AND (t.not_before IS NULL OR t.not_before <= clock_timestamp())
-      AND (t.event = 'after_promote'
-           OR coalesce(t.deadline, t.created_at + t.timeout) > clock_timestamp())
+      AND ${isDue('t')}
       AND t.groupid <> ALL ($2::integer[])
-      AND ($4::boolean OR t.groupid = ANY ($3::integer[]))
+      AND ${scope}
+      AND NOT EXISTS (
+        SELECT
+        FROM @mpp.mpp_tasks AS r
+        WHERE r.status IN ('claimed', 'holding')
+          AND r.groupid = t.groupid
+          AND (r.status = 'claimed' OR r.id > t.id OR (t.event = 'after_promote' AND t.source <> 'client')))
       AND NOT EXISTS (
         SELECT
         FROM @mpp.mpp_tasks AS e
         WHERE e.finished_at IS NULL
           AND e.groupid = t.groupid
-          AND (e.status = 'claimed'
-               OR (e.status = 'holding'
-                   AND (e.id > t.id OR (t.event = 'after_promote' AND t.source <> 'client')))
-               OR (e.status = 'pending' AND e.id < t.id
-                   AND (e.not_before IS NULL OR e.not_before <= clock_timestamp())
-                   AND (e.event = 'after_promote'
-                        OR coalesce(e.deadline, e.created_at + e.timeout) > clock_timestamp())
-                   AND NOT EXISTS (
-                     SELECT
-                     FROM @mpp.mpp_tasks AS h
-                     WHERE h.finished_at IS NULL
-                       AND h.groupid = e.groupid
-                       AND h.status = 'holding'
-                       AND (h.id > e.id OR (e.event = 'after_promote' AND e.source <> 'client'))))))
-    ORDER BY t.groupid = ANY ($3::integer[]) DESC, t.groupid = 0 DESC, t.id
+          AND e.status = 'pending'
+          AND e.id < t.id
+          AND ${isDue('e')}
+          AND NOT ${isSuperseded('e')}
+          AND NOT EXISTS (
+            SELECT
+            FROM @mpp.mpp_tasks AS h
+            WHERE h.status IN ('claimed', 'holding')
+              AND h.status = 'holding'
+              AND h.groupid = e.groupid
+              AND (h.id > e.id OR (e.event = 'after_promote' AND e.source <> 'client'))))
+    ORDER BY ${order}
     LIMIT 1
-    FOR UPDATE SKIP LOCKED
+    FOR UPDATE OF t SKIP LOCKED`;
+
+/**
+ * Order: a held group, group 0, the oldest. Within a group one task at a time, in the order of ids, with these exceptions:
+ *
+ * - a retry that is not due yet holds no other task back. A report that comes makes it due at once, so it
+ *   is tried once more before that report; a change that keeps failing must not block a switchover;
+ * - what is older than a hold is frozen until the hold ends, or an old fact would commit it; so is
+ *   an after_promote that no client has reported, such as the rest of an earlier change;
+ * - a task that a newer one supersedes does not run. As a rule it has ended with the commit of that one;
+ *   the statement says so where it has not.
+ *
+ * A before_ task that is late is left to `sweep`, and holds no other task back either.
+ *
+ * Locks: FOR UPDATE on one row of mpp_tasks. SKIP LOCKED passes over a row that an operator is
+ * cancelling; what comes after it in its group still waits, because the row is seen as pending.
+ *
+ * Rows read: pending ones by id until one can be taken, and for each of these what is open of its group.
+ * The view mpp_queue shows the same order.
+ */
+const CLAIM = `
+  WITH first AS MATERIALIZED (${candidate(
+    '(t.groupid = ANY ($3::integer[]) OR ($4::boolean AND t.groupid = 0))',
+    't.groupid = ANY ($3::integer[]) DESC, t.groupid = 0 DESC, t.id',
+  )}
+  ), other AS MATERIALIZED (${candidate(
+    '$4::boolean AND NOT EXISTS (SELECT FROM first)',
+    // An index has the pending tasks in this order.
+    't.id',
+  )}
+  ), next AS MATERIALIZED (
+    SELECT f.* FROM first AS f
+    UNION ALL
+    SELECT o.* FROM other AS o
+  ), lock AS (
+    INSERT INTO @mpp.mpp_groups (groupid)
+    SELECT n.groupid FROM next AS n WHERE NOT n.superseded
+    ON CONFLICT DO NOTHING
+  ), claimed AS (
+    UPDATE @mpp.mpp_tasks AS t
+    SET status = 'claimed',
+        attempt = t.attempt + 1,
+        claimed_by = $1,
+        claimed_at = clock_timestamp(),
+        not_before = NULL
+    FROM next
+    WHERE t.id = next.id AND NOT next.superseded
+    RETURNING t.id, t.event, t.groupid, t.nodename, t.nodeport, t.secondaries, t.pause, t.source, t.attempt,
+      (extract(epoch FROM t.timeout) * 1000)::float8 AS timeout_ms,
+      (extract(epoch FROM t.cooldown) * 1000)::float8 AS cooldown_ms,
+      (extract(epoch FROM coalesce(t.deadline, t.created_at + t.timeout) - clock_timestamp()) * 1000)::float8
+        AS remaining_ms,
+      t.deadline IS NOT NULL AS resumed
   )
-  UPDATE @mpp.mpp_tasks AS t
-  SET status = 'claimed',
-      attempt = t.attempt + 1,
-      claimed_by = $1,
-      claimed_at = clock_timestamp(),
-      not_before = NULL,
-      reason = NULL
+  SELECT next.groupid AS next, next.superseded, claimed.*,
+         (SELECT extract(epoch FROM c.rebuild_at)::text FROM @mpp.mpp_controllers AS c WHERE c.id = $1) AS rebuild_at
   FROM next
-  WHERE t.id = next.id
-  RETURNING t.id, t.event, t.groupid, t.nodename, t.nodeport, t.secondaries, t.pause, t.source, t.attempt,
-    (extract(epoch FROM t.timeout) * 1000)::float8 AS timeout_ms,
-    (extract(epoch FROM t.cooldown) * 1000)::float8 AS cooldown_ms,
-    (extract(epoch FROM coalesce(t.deadline, t.created_at + t.timeout) - clock_timestamp()) * 1000)::float8
-      AS remaining_ms,
-    t.deadline IS NOT NULL AS resumed,
-    (SELECT c.rebuild_at::text FROM @mpp.mpp_controllers AS c WHERE c.id = $1) AS rebuild_at`;
+  LEFT JOIN claimed ON claimed.id = next.id`;
 
 /**
  * Whether a task of any other group is pending, due or not. It keeps the common case short: while a
@@ -157,73 +233,3 @@ const OTHERS_WAIT = `
     WHERE t.finished_at IS NULL
       AND t.status = 'pending'
       AND t.groupid <> ALL ($1::integer[])) AS waiting`;
-
-/** What a sweep changed. */
-export interface Swept {
-  readonly id: string;
-  readonly groupid: number;
-  readonly status: string;
-}
-
-/**
- * Ends tasks that are too late, and takes back those whose controller has died: a group with a
- * running task that is not ours and whose lock is free has nobody working on it. Also ends what the
- * report after it could not see to supersede: a transaction of REPEATABLE READ has an old snapshot.
- *
- * @param ours groups that this controller works on or holds.
- */
-export async function sweep(db: Queryable, ours: readonly number[]): Promise<Swept[]> {
-  const { rows } = await db.query<Swept>({
-    name: 'mpp-sweep',
-    text: SWEEP,
-    values: [ours, GROUP_LOCK],
-  });
-  return rows;
-}
-
-/**
- * Taking the group's lock is what proves it free; it is given back when the statement commits, so a
- * controller that wants it at that moment tries again.
- */
-const SWEEP = `
-  WITH orphaned AS MATERIALIZED (
-    SELECT DISTINCT t.groupid
-    FROM @mpp.mpp_tasks AS t
-    WHERE t.finished_at IS NULL
-      AND t.status IN ('claimed', 'holding')
-      AND t.groupid <> ALL ($1::integer[])
-  ), free AS MATERIALIZED (
-    SELECT groupid FROM orphaned WHERE pg_try_advisory_xact_lock($2, groupid)
-  ), change AS (
-    SELECT t.id, t.status AS was, t.attempt,
-      CASE
-        WHEN t.event <> 'after_promote' AND t.deadline <= clock_timestamp() THEN 'rolled_back'
-        WHEN t.event <> 'after_promote'
-          AND coalesce(t.deadline, t.created_at + t.timeout) <= clock_timestamp() THEN 'expired'
-        WHEN newer.id IS NOT NULL THEN 'superseded'
-        ELSE 'pending'
-      END AS status,
-      newer.id AS newer
-    FROM @mpp.mpp_tasks AS t
-    CROSS JOIN LATERAL @mpp.mpp_superseded_by(t) AS newer (id)
-    WHERE t.finished_at IS NULL
-      AND (t.status = 'pending' OR t.groupid IN (SELECT groupid FROM free))
-  )
-  UPDATE @mpp.mpp_tasks AS t
-  SET status = change.status,
-      not_before = CASE
-        WHEN change.status = 'pending' AND t.attempt > 1
-          THEN clock_timestamp() + least(interval '30 s', interval '50 ms' * 2 ^ least(t.attempt, 20))
-      END,
-      reason = CASE change.status
-        WHEN 'expired' THEN format('still pending when its timeout of %s had passed', t.timeout)
-        WHEN 'rolled_back' THEN 'the hold was lost and its deadline passed before it could be taken again'
-        WHEN 'superseded' THEN format('superseded by task %s', change.newer)
-        ELSE 'taken up again after its controller was lost'
-      END
-  FROM change
-  WHERE t.id = change.id
-    AND change.status <> change.was
-    AND t.status = change.was
-    AND t.attempt = change.attempt
-  RETURNING t.id, t.groupid, t.status`;

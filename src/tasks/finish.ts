@@ -1,6 +1,5 @@
 import type { ClientBase } from 'pg';
 import type { Queryable } from '../postgres/queryable.js';
-import { REPORT_LOCK } from '../postgres/locks.js';
 import type { Task, TaskEnd } from './task.js';
 
 /** Names one attempt at one task: a controller that lost it to another changes nothing. */
@@ -23,14 +22,60 @@ function valuesOf(attempts: readonly Attempt[]): [string[], number[], string | u
   ];
 }
 
+/** The rows of the attempts $1 to $3 that are still this controller's. */
+const ATTEMPTS = `
+    FROM @mpp.mpp_tasks AS t
+    JOIN unnest($1::bigint[], $2::integer[]) AS a (id, attempt) ON t.id = a.id AND t.attempt = a.attempt
+    WHERE t.claimed_by = $3
+      AND t.status IN ('claimed', 'holding')`;
+
+/**
+ * The same rows, locked: those that are still this controller's. A row that another session has locked
+ * (an operator who cancels or releases, and has not committed) is left out and not waited for: the caller
+ * leaves its task as it is, and `takeBack` sees to it.
+ */
+const MINE = `
+  WITH mine AS MATERIALIZED (
+    SELECT t.id ${ATTEMPTS}
+    ORDER BY t.id
+    FOR UPDATE OF t SKIP LOCKED
+  )`;
+
+/** How the rows of some attempts stand: all locked now, some locked by another session, or no longer ours. */
+export type RowsState = 'locked' | 'busy' | 'lost';
+
+/**
+ * Locks the rows of attempts until the transaction ends, without waiting.
+ *
+ * @returns `lost` when one of them is no longer this controller's: its hold was released, or taken over.
+ */
+export async function lockTasks(
+  transaction: ClientBase,
+  attempts: readonly Attempt[],
+): Promise<RowsState> {
+  const { rows } = await transaction.query<{ mine: number; locked: number }>({
+    name: 'mpp-lock-tasks',
+    text: LOCK_TASKS,
+    values: [...valuesOf(attempts)],
+  });
+  const { mine = 0, locked = 0 } = rows[0] ?? {};
+  if (mine < attempts.length) return 'lost';
+  return locked < mine ? 'busy' : 'locked';
+}
+
+const LOCK_TASKS = `
+  ${MINE}
+  SELECT (SELECT count(*)::integer FROM mine) AS locked,
+         (SELECT count(*)::integer ${ATTEMPTS}) AS mine`;
+
 /**
  * Acknowledges a before_ task or suspect: the traffic of its group waits.
  *
  * The deadline counts from when the hold opened; a hold that is taken up again keeps the one it had.
  * Doing it twice is the same as once, so that it can be repeated when the answer was lost.
  *
- * @returns milliseconds until the deadline by the server's clock, or undefined when the attempt is
- *   no longer ours (released, or taken over).
+ * @returns milliseconds until the deadline by the server's clock, or undefined when the attempt is no
+ *   longer this controller's (released, or taken over), or another session has locked its row.
  */
 export async function markHolding(
   db: Queryable,
@@ -41,19 +86,21 @@ export async function markHolding(
   const { rows } = await db.query<{ remaining_ms: number }>({
     name: 'mpp-mark-holding',
     text: MARK_HOLDING,
-    values: [attempt.id, attempt.controller, attempt.attempt, nodeid, reason],
+    values: [...valuesOf([attempt]), nodeid, reason],
   });
   return rows[0]?.remaining_ms;
 }
 
 const MARK_HOLDING = `
+  ${MINE}
   UPDATE @mpp.mpp_tasks AS t
   SET status = 'holding',
       held_at = coalesce(t.held_at, clock_timestamp()),
       deadline = coalesce(t.deadline, clock_timestamp() + t.timeout),
       nodeid = $4,
       reason = $5
-  WHERE t.id = $1 AND t.claimed_by = $2 AND t.attempt = $3 AND t.status IN ('claimed', 'holding')
+  FROM mine
+  WHERE t.id = mine.id
   RETURNING (extract(epoch FROM t.deadline - clock_timestamp()) * 1000)::float8 AS remaining_ms`;
 
 /** Rows of pg_dist_node for the log, before and after a change. */
@@ -94,63 +141,77 @@ export async function completeTasks(
 }
 
 const COMPLETE = `
+  ${MINE}
   UPDATE @mpp.mpp_tasks AS t
   SET status = 'done', nodeid = coalesce($4, t.nodeid), reason = $5
-  FROM unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
-  WHERE t.id = mine.id
-    AND t.attempt = mine.attempt
-    AND t.claimed_by = $3
-    AND t.status IN ('claimed', 'holding')`;
+  FROM mine
+  WHERE t.id = mine.id`;
 
-/** Ends tasks without a change of pg_dist_node. Those that are no longer ours are left alone. */
+/**
+ * Ends tasks without a change of pg_dist_node. Those that are no longer this controller's are left alone.
+ *
+ * @returns how many were ended.
+ */
 export async function endTasks(
   db: Queryable,
   attempts: readonly Attempt[],
   end: { status: TaskEnd; nodeid?: number | null; reason: string | null },
-): Promise<void> {
-  await db.query({
+): Promise<number> {
+  const { rowCount } = await db.query({
     name: 'mpp-end',
     text: END,
     values: [...valuesOf(attempts), end.status, end.nodeid ?? null, end.reason],
   });
+  return rowCount ?? 0;
 }
 
 const END = `
+  ${MINE}
   UPDATE @mpp.mpp_tasks AS t
   SET status = $4, nodeid = coalesce($5, t.nodeid), reason = $6
-  FROM unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
-  WHERE t.id = mine.id
-    AND t.attempt = mine.attempt
-    AND t.claimed_by = $3
-    AND t.status IN ('claimed', 'holding')`;
+  FROM mine
+  WHERE t.id = mine.id`;
 
-/** Gives tasks back to the queue: to be tried again after `delayMs`, or at once. */
+/**
+ * Gives tasks back to the queue: to be tried again after `delayMs`, or at once.
+ *
+ * @returns how many were given back.
+ */
 export async function requeueTasks(
   db: Queryable,
   attempts: readonly Attempt[],
   reason: string,
   delayMs: number,
-): Promise<void> {
-  await db.query({
+): Promise<number> {
+  const { rowCount } = await db.query({
     name: 'mpp-requeue',
     text: REQUEUE,
     values: [...valuesOf(attempts), reason, delayMs],
   });
+  return rowCount ?? 0;
 }
 
 const REQUEUE = `
+  ${MINE}
   UPDATE @mpp.mpp_tasks AS t
   SET status = 'pending',
       reason = $4,
       not_before = CASE WHEN $5::float8 > 0
         THEN clock_timestamp() + $5::float8 * interval '1 millisecond' END
-  FROM unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
-  WHERE t.id = mine.id
-    AND t.attempt = mine.attempt
-    AND t.claimed_by = $3
-    AND t.status IN ('claimed', 'holding')`;
+  FROM mine
+  WHERE t.id = mine.id`;
 
-/** Those of `attempts` whose task is still holding and ours; the others were released or taken. */
+/** How many of `attempts` are still this controller's. */
+export async function countMine(db: Queryable, attempts: readonly Attempt[]): Promise<number> {
+  const { rows } = await db.query<{ mine: number }>({
+    name: 'mpp-count-mine',
+    text: `SELECT count(*)::integer AS mine ${ATTEMPTS}`,
+    values: [...valuesOf(attempts)],
+  });
+  return rows[0]?.mine ?? 0;
+}
+
+/** Those of `attempts` whose task is still holding; the others were released or taken over. */
 export async function stillHolding(
   db: Queryable,
   attempts: readonly Attempt[],
@@ -164,36 +225,22 @@ export async function stillHolding(
 }
 
 const STILL_HOLDING = `
-  SELECT t.id
-  FROM @mpp.mpp_tasks AS t
-  JOIN unnest($1::bigint[], $2::integer[]) AS mine (id, attempt)
-    ON t.id = mine.id AND t.attempt = mine.attempt
-  WHERE t.claimed_by = $3 AND t.status = 'holding'`;
+  SELECT t.id ${ATTEMPTS}
+    AND t.status = 'holding'`;
 
 /**
  * Reports the rest of a change as a task of its own, in the transaction of the change: secondaries
  * can be added and removed only once the metadata is in sync again, which it is after the commit.
- *
- * @returns false when somebody has an uncommitted report for the group: a hold must not wait for it.
  */
-export async function addFollowUp(transaction: ClientBase, task: Task): Promise<boolean> {
-  const { rowCount } = await transaction.query({
-    name: 'mpp-follow-up',
-    text: FOLLOW_UP,
-    values: [task.id, REPORT_LOCK],
-  });
-  return rowCount === 1;
+export async function addFollowUp(transaction: ClientBase, task: Task): Promise<void> {
+  await transaction.query({ name: 'mpp-follow-up', text: FOLLOW_UP, values: [task.id] });
 }
 
 const FOLLOW_UP = `
-  WITH turn AS MATERIALIZED (
-    SELECT t.id, pg_try_advisory_xact_lock($2, t.groupid) AS mine FROM @mpp.mpp_tasks AS t WHERE t.id = $1
-  )
   INSERT INTO @mpp.mpp_tasks (event, groupid, nodename, nodeport, secondaries, timeout, cooldown, source)
   SELECT t.event, t.groupid, t.nodename, t.nodeport, t.secondaries, t.timeout, t.cooldown, 'sync'
   FROM @mpp.mpp_tasks AS t
-  JOIN turn ON turn.id = t.id
-  WHERE turn.mine`;
+  WHERE t.id = $1`;
 
 /**
  * Deletes tasks that ended longer ago than `retentionMs`, and their log, at most `limit` at once so
@@ -218,7 +265,9 @@ const PRUNE = `
   WITH old AS (
     SELECT t.id
     FROM @mpp.mpp_tasks AS t
-    WHERE t.finished_at < clock_timestamp() - $1::float8 * interval '1 millisecond'
+    WHERE t.finished_at < statement_timestamp() - $1::float8 * interval '1 millisecond'
+      -- As the index has it, or all ended tasks are read.
+      AND t.finished_at IS NOT NULL
     ORDER BY t.finished_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED

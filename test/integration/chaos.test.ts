@@ -186,10 +186,9 @@ const RECORD_HOLDS = `
   BEGIN
     INSERT INTO chaos_holds
     SELECT NEW.id, NEW.claimed_by, session_user, coalesce(array_agg(a.usename::text), '{}')
-    FROM pg_locks AS l
-    JOIN pg_stat_activity AS a ON a.pid = l.pid
-    WHERE l.locktype = 'advisory' AND l.classid = 1297109064 AND l.objid = NEW.groupid::oid
-      AND l.objsubid = 2 AND l.granted;
+    FROM public.mpp_group_sessions AS s
+    JOIN pg_stat_activity AS a ON a.pid = s.pid
+    WHERE s.groupid = NEW.groupid;
     RETURN NULL;
   END
   $$;

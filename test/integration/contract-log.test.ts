@@ -2,7 +2,8 @@ import type { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import { forgetGone } from '../../src/controller/presence.js';
 import { applicationName } from '../../src/postgres/session.js';
-import { claimTask, sweep } from '../../src/tasks/claim.js';
+import { claimTask } from '../../src/tasks/claim.js';
+import { takeBack } from '../../src/tasks/sweep.js';
 import {
   completeTasks,
   endTasks,
@@ -121,7 +122,7 @@ describe.each(SCHEMAS)('the log and the views, in schema $schema', ({ schema, da
   it('only the attempt that was claimed can finish a task', async () => {
     const id = await contract.report({ ...FACT, timeout: '1h' });
     await claim();
-    await sweep(db, []);
+    await takeBack(db, { busy: [], held: [] });
     await claim();
     const stale = attempt(id);
     expect(await completeTasks(db, [stale], { nodeid: 7, reason: null })).toBe(false);
@@ -196,7 +197,7 @@ describe.each(SCHEMAS)('the log and the views, in schema $schema', ({ schema, da
     expect(await rowsOf(HOLDS)).toMatchObject([{ groupid: 3, pid: null, sessions_waiting: '0' }]);
 
     const { rows } = await holder.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
-    await holder.query('BEGIN; SELECT pg_advisory_xact_lock(1297109064, 3)');
+    await contract.lockGroup(3, holder);
     await holder.query('LOCK TABLE mpp_controllers');
     const waiting = waiter.query('SELECT count(*) FROM mpp_controllers');
     await waitFor('the waiter to be counted', async () => {

@@ -1,141 +1,139 @@
-import pg from 'pg';
+import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
-import { sweep } from '../../src/tasks/claim.js';
-import { ContractServer, FINE, refusal, insertStatement } from '../support/contract.js';
+import { claimTask } from '../../src/tasks/claim.js';
+import { ContractServer, FINE } from '../support/contract.js';
 import type { ContractDatabase } from '../support/contract.js';
-import { waitFor } from '../support/servers/index.js';
 
-const SERIALIZATION_FAILURE = '40001';
+const FACT = { ...FINE, event: 'after_promote' };
 
-describe('reporters of one group take turns', () => {
+describe('a report', () => {
   let server: ContractServer;
   let contract: ContractDatabase;
   let db: pg.Client;
+  let open: pg.Client;
 
   beforeAll(async () => {
-    server = await ContractServer.start(inject('template'), { track_commit_timestamp: true });
+    server = await ContractServer.start(inject('template'));
     contract = await server.database('order');
     db = contract.db;
+    open = await contract.session();
   });
-  beforeEach(async () => contract.clear());
+  beforeEach(async () => {
+    await open.query('ROLLBACK');
+    await contract.clear();
+    // No statement of a test may wait for a lock.
+    await db.query("SET lock_timeout = '100ms'");
+  });
   afterAll(async () => server.stop());
 
-  async function pidOf(session: pg.Client): Promise<number> {
-    const { rows } = await session.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
-    return rows[0]?.pid ?? 0;
-  }
+  const claim = async (): Promise<string | undefined> => {
+    const scope = { controller: 'c', busy: [], held: [], open: true };
+    return (await claimTask(db, scope))?.task.id;
+  };
+  const status = async (id: string): Promise<string> => (await contract.status(id)).status;
 
-  async function untilBlocked(pid: number, by: number): Promise<void> {
-    await waitFor(`session ${pid} to wait for ${by}`, async () => {
-      const { rows } = await db.query<{ blocked: boolean }>(
-        'SELECT $2::integer = ANY (pg_blocking_pids($1)) AS blocked',
-        [pid, by],
-      );
-      return rows[0]?.blocked;
-    });
-  }
+  it.each(['READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE'])(
+    'that is not committed delays no other of its group (%s)',
+    async (level) => {
+      const older = await contract.report(FINE);
+      await open.query(`BEGIN ISOLATION LEVEL ${level}`);
+      await contract.report(FINE, open);
+      const newer = await contract.report(FINE);
+      expect(await status(older)).toBe('superseded');
+      expect(await claim()).toBe(newer);
+    },
+  );
 
-  /** Reports in a transaction that has looked around before; again when it must give way. */
-  async function reportLate(session: pg.Client, level: string, groupid: number): Promise<void> {
-    for (;;) {
-      await session.query(`BEGIN ISOLATION LEVEL ${level}`);
-      try {
-        await session.query('SELECT count(*) FROM mpp_tasks');
-        await contract.report({ ...FINE, groupid }, session);
-        await session.query('COMMIT');
-        return;
-      } catch (error) {
-        await session.query('ROLLBACK');
-        if (!(error instanceof pg.DatabaseError && error.code === SERIALIZATION_FAILURE))
-          throw error;
-      }
-    }
-  }
-
-  it('gives ids in the order of commits, in every isolation level', async () => {
-    const levels = ['READ COMMITTED', 'REPEATABLE READ', 'READ COMMITTED', 'SERIALIZABLE'];
-    const sessions = await Promise.all([...levels, ...levels].map(() => contract.session()));
-    await Promise.all(
-      sessions.map(async (session, index) => {
-        const level = levels[index % levels.length] ?? '';
-        for (let round = 0; round < 25; round += 1) {
-          await reportLate(session, level, 1 + (round % 2));
-        }
-      }),
-    );
-    // By the log: superseding gives a task's own row a newer transaction.
-    const { rows } = await db.query<{ groupid: number; tasks: number; disorder: number }>(`
-      SELECT o.groupid, count(*)::integer AS tasks,
-             count(*) FILTER (WHERE o.committed < o.before)::integer AS disorder
-      FROM (
-        SELECT l.groupid, pg_xact_commit_timestamp(l.xmin) AS committed,
-               lag(pg_xact_commit_timestamp(l.xmin)) OVER (PARTITION BY l.groupid ORDER BY l.task_id) AS before
-        FROM mpp_task_log AS l
-        WHERE l.status = 'pending'
-      ) AS o
-      GROUP BY o.groupid
-      ORDER BY o.groupid`);
-    expect(rows).toEqual([
-      { groupid: 1, tasks: 104, disorder: 0 },
-      { groupid: 2, tasks: 96, disorder: 0 },
-    ]);
-  });
-
-  it('draws a number anew when others were drawn while it waited', async () => {
-    const [first, second] = await Promise.all([contract.session(), contract.session()]);
-    await first.query('BEGIN');
-    const older = await contract.report(FINE, first);
-    const [waiter, blocker] = [await pidOf(second), await pidOf(first)];
-    const waiting = contract.report(FINE, second);
-    await untilBlocked(waiter, blocker);
-    const middle = await contract.report({ ...FINE, groupid: 2 });
-    await first.query('COMMIT');
-    const newer = await waiting;
-    expect([older, middle, newer].map(Number)).toEqual(
-      [older, middle, newer].map(Number).sort((a, b) => a - b),
-    );
-    expect((await contract.status(older)).status).toBe('superseded');
-    expect((await contract.status(newer)).status).toBe('pending');
-  });
-
-  it('supersedes by the next sweep what a report with an old snapshot could not see', async () => {
-    const blind = await contract.session();
-    await blind.query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM mpp_tasks');
-    const older = await contract.report(FINE);
-    const newer = await contract.report(FINE, blind);
-    await blind.query('COMMIT');
-    expect((await contract.status(older)).status).toBe('pending');
-    await sweep(db, []);
-    expect(await contract.status(older)).toEqual({
+  it('that is committed after a newer one gives way to it', async () => {
+    await open.query('BEGIN');
+    const late = await contract.report(FINE, open);
+    const newer = await contract.report(FINE);
+    await open.query('COMMIT');
+    expect(await status(late)).toBe('pending');
+    expect(await claim()).toBe(newer);
+    expect(await contract.status(late)).toEqual({
       status: 'superseded',
-      reason: `superseded by task ${newer}`,
+      reason: `superseded by task ${newer}, before_demote of worker-1:5432`,
     });
-    expect((await contract.status(newer)).status).toBe('pending');
   });
 
-  it('lets those of other groups pass, and tells those of the group whom they wait for', async () => {
-    const [first, second] = await Promise.all([contract.session(), contract.session()]);
-    const pid = await pidOf(first);
-    await first.query('BEGIN');
-    await contract.report(FINE, first);
-    await contract.report({ ...FINE, groupid: 2 });
-
-    const { rows } = await db.query<{ bound: string }>(`
-      SELECT setting AS bound FROM pg_proc, unnest(proconfig) AS setting
-      WHERE oid = 'mpp_tasks_before_insert'::regproc AND setting LIKE 'lock_timeout=%'`);
-    expect(rows).toEqual([{ bound: 'lock_timeout=10s' }]);
-    await db.query("ALTER FUNCTION mpp_tasks_before_insert() SET lock_timeout = '50ms'");
-    try {
-      const error = await refusal(second, insertStatement(FINE));
-      expect(error.code).toBe('55P03');
-      expect(error.detail).toContain(String(pid));
-      expect(error.hint).toMatch(/commit/);
-    } finally {
-      await db.query("ALTER FUNCTION mpp_tasks_before_insert() SET lock_timeout = '10s'");
-    }
-    await first.query('ROLLBACK');
-    await contract.report(FINE, second);
-    const { rows: tasks } = await db.query('SELECT groupid FROM mpp_tasks ORDER BY groupid');
-    expect(tasks).toEqual([{ groupid: 1 }, { groupid: 2 }]);
+  it('that is committed after a newer one is done never runs', async () => {
+    await open.query('BEGIN');
+    const late = await contract.report(FACT, open);
+    const newer = await contract.report({ ...FACT, nodename: 'worker-2' });
+    expect(await claim()).toBe(newer);
+    await db.query("UPDATE mpp_tasks SET status = 'done' WHERE id = $1", [newer]);
+    await open.query('COMMIT');
+    expect(await claim()).toBeUndefined();
+    expect(await status(late)).toBe('superseded');
   });
+
+  it('that is committed after a newer one came to nothing runs', async () => {
+    await open.query('BEGIN');
+    const late = await contract.report(FACT, open);
+    const newer = await contract.report({ ...FACT, nodename: 'worker-2' });
+    await db.query('SELECT mpp_cancel($1)', [newer]);
+    await open.query('COMMIT');
+    expect(await claim()).toBe(late);
+  });
+
+  it('with an old snapshot is committed, and the claim ends what it supersedes', async () => {
+    await open.query('BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM mpp_tasks');
+    const older = await contract.report(FINE);
+    const newer = await contract.report(FINE, open);
+    await open.query('COMMIT');
+    expect(await status(older)).toBe('pending');
+    expect(await claim()).toBe(newer);
+    expect(await status(older)).toBe('superseded');
+  });
+
+  it('that forces its checks early and stays open keeps no other group waiting', async () => {
+    await contract.report(FINE);
+    await open.query('BEGIN; SET CONSTRAINTS ALL IMMEDIATE');
+    await contract.report(FINE, open);
+    const newer = await contract.report(FINE);
+    const other = await contract.report({ ...FINE, groupid: 2 });
+    expect(await claim()).toBe(newer);
+    expect(await claim()).toBe(other);
+  });
+
+  it('is taken past an older one that an operator is cancelling', async () => {
+    const older = await contract.report(FINE);
+    await open.query('BEGIN');
+    await open.query('SELECT mpp_cancel($1)', [older]);
+    const newer = await contract.report(FINE);
+    const other = await contract.report({ ...FINE, groupid: 2 });
+    expect([await claim(), await claim()]).toEqual([newer, other]);
+  });
+
+  it('is refused with the pid of a session that has locked the table', async () => {
+    await open.query('BEGIN; LOCK TABLE mpp_tasks IN SHARE MODE');
+    const { rows } = await open.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+    await db.query("ALTER FUNCTION mpp_submit SET lock_timeout = '50ms'");
+    await expect(db.query("SELECT mpp_submit('suspect', 1, 'w')")).rejects.toMatchObject({
+      code: '55P03',
+      message: 'nothing was reported: another session has locked mpp_tasks',
+      detail: `Locked by the session with pid ${rows[0]?.pid}.`,
+    });
+    await db.query("ALTER FUNCTION mpp_submit SET lock_timeout = '10s'");
+  });
+
+  it('of ten thousand rows for one group reads each row a few times', async () => {
+    const before = await rowsRead();
+    await db.query(
+      "INSERT INTO mpp_tasks (event, groupid, nodename) SELECT 'before_demote', 1, 'w' FROM generate_series(1, 10000)",
+    );
+    const { rows } = await db.query('SELECT status, count(*)::integer FROM mpp_tasks GROUP BY 1');
+    expect(rows).toContainEqual({ status: 'superseded', count: 9_999 });
+    expect((await rowsRead()) - before).toBeLessThan(200_000);
+  });
+
+  async function rowsRead(): Promise<number> {
+    await db.query('SELECT pg_stat_force_next_flush()');
+    const { rows } = await db.query<{ read: number }>(`
+      SELECT (seq_tup_read + idx_tup_fetch)::integer AS read
+      FROM pg_stat_user_tables
+      WHERE relid = 'mpp_tasks'::regclass`);
+    return rows[0]?.read ?? 0;
+  }
 });

@@ -227,8 +227,17 @@ describe.each(SCHEMAS)('siblings, in schema $schema', ({ schema, database }) => 
     const reporter = await contract.session();
     await reporter.query('BEGIN');
     await contract.report(FINE, reporter);
-    expect(await follow({ id: 7 })).toBe(false);
-    await reporter.query('ROLLBACK');
     expect(await follow({ id: 7 })).toBe(true);
+    await reporter.query('ROLLBACK');
+  });
+
+  it('are told again of an end while another session has locked the copy', async () => {
+    const operator = await contract.session();
+    expect(await follow({ id: 8 })).toBe(true);
+    await operator.query('BEGIN');
+    await operator.query('SELECT FROM mpp_tasks WHERE origin_id = 8 FOR UPDATE');
+    expect(await follow({ id: 8, status: 'cancelled' })).toBe(false);
+    await operator.query('ROLLBACK');
+    expect(await follow({ id: 8, status: 'cancelled' })).toBe(true);
   });
 });

@@ -157,8 +157,7 @@ describe.each(SCHEMAS)('who waits, in schema $schema', ({ schema, database }) =>
     for (const [session, groupid] of [[holder, 1] as const, [other, 2] as const]) {
       await contract.report({ ...FINE, groupid });
       await acknowledge();
-      await session.query('BEGIN');
-      await session.query('SELECT pg_advisory_xact_lock(1297109064, $1)', [groupid]);
+      await contract.lockGroup(groupid, session);
     }
     const waiting = await contract.report({ ...FINE, event: 'after_promote' });
     const RELEASE = 'SELECT mpp_release($1) AS released';
@@ -185,7 +184,7 @@ describe.each(SCHEMAS)('who waits, in schema $schema', ({ schema, database }) =>
     expect((await claimTask(db, scope))?.rebuildAt).toBeNull();
     await db.query('SELECT mpp_rebuild_cache()');
     await contract.report({ ...FINE, groupid: 2 });
-    expect((await claimTask(db, scope))?.rebuildAt).toMatch(/^\d{4}-/);
+    expect((await claimTask(db, scope))?.rebuildAt).toMatch(/^\d+\.\d+$/);
   });
 
   it.each([

@@ -191,9 +191,8 @@ describe('two Citus databases on the same nodes', () => {
   });
 
   it('tells after a crash what it had not told', async () => {
-    // Whoever tells takes the turn of the group's reporters.
-    await second.db.query('BEGIN');
-    await second.db.query('SELECT pg_advisory_xact_lock(1297109065, 3)');
+    // Keeps a copy from being made.
+    await second.db.query('BEGIN; LOCK TABLE mpp_tasks IN SHARE MODE');
     const next = await otherName(3);
     const after = await first.request({ event: 'after_promote', groupid: 3, node: next });
     expect(after.status).toBe('done');

@@ -75,7 +75,11 @@ describe('a transaction', () => {
     testBed = await TestBed.open({ template: inject('template') });
     const server = await testBed.createServer('transaction');
     await server.start();
-    await server.withSession((db) => db.query('CREATE ROLE lowly LOGIN'));
+    await server.withSession(async (db) => {
+      await db.query('CREATE ROLE lowly LOGIN');
+      await db.query('CREATE TABLE public.one_row AS SELECT 1 AS id');
+      await db.query('GRANT ALL ON public.one_row TO lowly');
+    });
     pool = createPool(server.connection, OPTIONS);
     lowly = createPool({ ...server.connection, user: 'lowly' }, OPTIONS);
   });
@@ -110,7 +114,7 @@ describe('a transaction', () => {
   });
 
   it('with a lock that another one has is none', async () => {
-    const lock = { classid: 7, objid: -7 };
+    const lock = 'SELECT FROM public.one_row FOR UPDATE SKIP LOCKED';
     const first = await Transaction.beginLocked(pool, BOUNDED, 'x', lock);
     expect(await Transaction.beginLocked(lowly, BOUNDED, 'x', lock)).toBeUndefined();
     await first?.rollback();

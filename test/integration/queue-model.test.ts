@@ -1,6 +1,8 @@
 import fc from 'fast-check';
+import type pg from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
-import { claimTask, sweep } from '../../src/tasks/claim.js';
+import { claimTask } from '../../src/tasks/claim.js';
+import { expire, takeBack } from '../../src/tasks/sweep.js';
 import {
   completeTasks,
   endTasks,
@@ -64,6 +66,11 @@ const step = fc.oneof(
   { weight: 1, arbitrary: swept },
 );
 type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
+
+async function sweep(db: pg.Client, busy: readonly number[]): Promise<void> {
+  await expire(db);
+  await takeBack(db, { busy, held: [] });
+}
 
 /** The queue of PostgreSQL beside that of the model, each step done to both. */
 class Pair {
@@ -226,7 +233,7 @@ class Pair {
 /** As if a task had been reported, or held, long ago. */
 const AGE = `
   UPDATE mpp_tasks
-  SET created_at = created_at - interval '2 days', deadline = deadline - interval '2 days'
+  SET created_at = created_at - interval '2 days', expires_at = expires_at - interval '2 days', deadline = deadline - interval '2 days'
   WHERE id = $1`;
 
 describe('the queue and its model', () => {

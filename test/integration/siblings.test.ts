@@ -7,8 +7,8 @@ import { ContractServer, FINE, type ContractDatabase } from '../support/contract
 import { waitFor } from '../support/servers/index.js';
 
 const NAMES = ['a', 'b', 'c'] as const;
-/** The lock of a group's reporters, and that of its hold. */
-const [REPORT_LOCK, GROUP_LOCK] = [1_297_109_065, 1_297_109_064];
+/** Keeps copies from being made, and not from being looked at. */
+const BLOCK_COPIES = 'LOCK TABLE mpp_tasks IN SHARE MODE';
 
 /** The part of a controller that tells the databases b and c of what is reported in a. */
 describe('telling siblings', () => {
@@ -93,8 +93,13 @@ describe('telling siblings', () => {
     await told('c', await database('a').report(FINE), 3_000);
   });
 
-  it('is not held up by a group that somebody reports for, however much waits for it', async () => {
-    await begin('c', `SELECT pg_advisory_xact_lock(${REPORT_LOCK}, 1)`);
+  it('is not held up by a group whose copy another session has locked, however much waits for it', async () => {
+    const busy = await database('a').report({ ...FINE, event: 'after_promote', groupid: 1 });
+    await told('c', busy);
+    inWay = await database('c').session();
+    await inWay.query('BEGIN');
+    await inWay.query('SELECT FROM mpp_tasks WHERE origin_id = $1 FOR UPDATE', [busy]);
+    await database('a').db.query('SELECT mpp_cancel($1)', [busy]);
     for (let count = 0; count < 101; count += 1) {
       await database('a').report({ ...FINE, event: 'after_promote', groupid: 1 });
     }
@@ -117,7 +122,8 @@ describe('telling siblings', () => {
   });
 
   it('waits for the traffic of a group, though another group is refused', async () => {
-    await begin('b', `SELECT pg_advisory_xact_lock(${GROUP_LOCK}, 2)`);
+    inWay = await database('b').session();
+    await database('b').lockGroup(2, inWay);
     await database('b').db.query(
       'ALTER TABLE mpp_tasks ADD CONSTRAINT not_one CHECK (groupid <> 1)',
     );
@@ -125,7 +131,7 @@ describe('telling siblings', () => {
     const report = await held(2, 10_000);
     const following = siblings.follow(report, new AbortController().signal);
     const other = await database('c').session();
-    await other.query(`SELECT pg_advisory_lock(${GROUP_LOCK}, 2)`);
+    await database('c').lockGroup(2, other);
     for (const name of ['b', 'c'] as const) {
       await told(name, report.id);
       await database(name).db.query(
@@ -133,12 +139,12 @@ describe('telling siblings', () => {
       );
     }
     expect(await following).toBeNull();
-    await other.query('SELECT pg_advisory_unlock_all()');
+    await other.query('ROLLBACK');
     await database('b').db.query('ALTER TABLE mpp_tasks DROP CONSTRAINT not_one');
   });
 
   it('waits no longer than the report has left', async () => {
-    await begin('b', `SELECT pg_advisory_xact_lock(${REPORT_LOCK}, 3)`);
+    await begin('b', BLOCK_COPIES);
     const report = await held(3, 3_600_000);
     await database('a').db.query(`UPDATE mpp_tasks SET deadline = clock_timestamp() + '1s'`);
     expect(await siblings.follow(report, new AbortController().signal)).toContain(
@@ -147,7 +153,7 @@ describe('telling siblings', () => {
   });
 
   it('waits no longer than the traffic here does', async () => {
-    await begin('b', `SELECT pg_advisory_xact_lock(${REPORT_LOCK}, 4)`);
+    await begin('b', BLOCK_COPIES);
     let looks = 0;
     const report = { ...(await held(4, 3_600_000)), isHeld: () => (looks += 1) < 3 };
     expect(await siblings.follow(report, new AbortController().signal)).toBeNull();

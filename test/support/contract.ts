@@ -118,6 +118,13 @@ export class ContractDatabase {
     return rows[0]?.id ?? '';
   }
 
+  /** Has a session lock a group as a controller that works on it does, until its transaction ends. */
+  async lockGroup(groupid: number, session: pg.Client): Promise<void> {
+    await this.db.query('INSERT INTO mpp_groups VALUES ($1) ON CONFLICT DO NOTHING', [groupid]);
+    await session.query('BEGIN');
+    await session.query('SELECT FROM mpp_groups WHERE groupid = $1 FOR UPDATE', [groupid]);
+  }
+
   async status(id: string): Promise<{ status: string; reason: string | null }> {
     const { rows } = await this.db.query<{ status: string; reason: string | null }>(
       'SELECT status, reason FROM mpp_tasks WHERE id = $1',

@@ -83,8 +83,7 @@ function sorted(nodes: readonly LoggedNode[]): LoggedNode[] {
     .sort((a, b) => a.nodeid - b.nodeid);
 }
 
-const GROUP_LOCKS = `
-  SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1297109064 AND objsubid = 2 AND granted`;
+const GROUP_LOCKS = 'SELECT FROM mpp_group_sessions';
 
 const LOGGED_CHANGES = `
   SELECT node_before AS before, node_after AS after

@@ -1,0 +1,124 @@
+import type { Queryable } from '../postgres/queryable.js';
+
+/** What a sweep changed. */
+export interface Swept {
+  readonly id: string;
+  readonly groupid: number;
+  readonly status: string;
+}
+
+/** The groups of this controller. */
+export interface SweepScope {
+  /** Groups that a task is running for. */
+  readonly busy: readonly number[];
+  /** Groups that are held. */
+  readonly held: readonly number[];
+}
+
+/** Rows that one statement changes at most, so that none is long. */
+export const SWEEP_ROWS = 500;
+
+/**
+ * Ends pending tasks that are too late, at most 500. None waits for a lock: a row that another session
+ * has locked is passed over, and found by the next sweep.
+ */
+export async function expire(db: Queryable): Promise<Swept[]> {
+  const { rows } = await db.query<Swept>({
+    name: 'mpp-expire',
+    text: EXPIRE,
+    values: [SWEEP_ROWS],
+  });
+  return rows;
+}
+
+/** Locks: the rows of late tasks. Read by an index that has pending before_ tasks by their end. */
+const EXPIRE = `
+  WITH late AS MATERIALIZED (
+    SELECT t.id
+    FROM @mpp.mpp_tasks AS t
+    WHERE t.status = 'pending'
+      AND t.event <> 'after_promote'
+      AND coalesce(t.deadline, t.expires_at) <= statement_timestamp()
+    ORDER BY coalesce(t.deadline, t.expires_at)
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+  )
+  UPDATE @mpp.mpp_tasks AS t
+  SET status = CASE WHEN t.deadline IS NULL THEN 'expired' ELSE 'rolled_back' END,
+      reason = CASE
+        WHEN t.deadline IS NOT NULL
+          THEN 'the hold was lost and its deadline passed before it could be taken again'
+        ELSE format('still pending when its timeout of %s had passed'::text, t.timeout)
+          || coalesce('; the last attempt: '::text || t.reason, '')
+      END
+  FROM late
+  WHERE t.id = late.id
+  RETURNING t.id, t.groupid, t.status`;
+
+/**
+ * Takes back tasks whose controller has died, or that this one could not end because another session had
+ * locked their rows: a running task whose group is free has no controller that works on it.
+ */
+export async function takeBack(db: Queryable, { busy, held }: SweepScope): Promise<Swept[]> {
+  const { rows } = await db.query<Swept>({
+    name: 'mpp-take-back',
+    text: TAKE_BACK,
+    values: [busy, held, SWEEP_ROWS],
+  });
+  return rows;
+}
+
+/**
+ * Locking the group's row is what proves it free; the lock is given back when the statement commits, so a
+ * controller that wants it at that moment tries again. A group without a row gets one, and is found the
+ * next time.
+ */
+const TAKE_BACK = `
+  WITH running AS MATERIALIZED (
+    SELECT DISTINCT t.groupid
+    FROM @mpp.mpp_tasks AS t
+    WHERE t.status IN ('claimed', 'holding')
+      AND t.groupid <> ALL ($1::integer[])
+  ), missing AS (
+    INSERT INTO @mpp.mpp_groups (groupid)
+    SELECT r.groupid FROM running AS r
+    ON CONFLICT DO NOTHING
+  ), free AS MATERIALIZED (
+    SELECT g.groupid
+    FROM @mpp.mpp_groups AS g
+    WHERE g.groupid IN (SELECT r.groupid FROM running AS r)
+      AND g.groupid <> ALL ($2::integer[])
+    FOR UPDATE SKIP LOCKED
+  ), lost AS MATERIALIZED (
+    SELECT t.id
+    FROM @mpp.mpp_tasks AS t
+    WHERE t.status IN ('claimed', 'holding')
+      AND (t.groupid IN (SELECT f.groupid FROM free AS f)
+           OR (t.status = 'claimed' AND t.groupid = ANY ($2::integer[]) AND t.groupid <> ALL ($1::integer[])))
+    ORDER BY t.id
+    LIMIT $3
+    FOR UPDATE SKIP LOCKED
+  )
+  UPDATE @mpp.mpp_tasks AS t
+  SET status = end_of.status,
+      not_before = CASE
+        WHEN end_of.status = 'pending' AND t.attempt > 1
+          THEN clock_timestamp() + least(interval '30 s', interval '50 ms' * 2 ^ least(t.attempt, 20))
+      END,
+      reason = CASE end_of.status
+        WHEN 'expired' THEN format('not acknowledged when its timeout of %s had passed'::text, t.timeout)
+        WHEN 'rolled_back' THEN 'the hold was lost and its deadline passed before it could be taken again'
+        ELSE 'taken up again after its controller was lost'
+      END
+  FROM lost
+  JOIN @mpp.mpp_tasks AS o ON o.id = lost.id
+  CROSS JOIN LATERAL (
+    SELECT CASE
+        WHEN o.event <> 'after_promote' AND o.deadline <= clock_timestamp() THEN 'rolled_back'
+        WHEN o.event <> 'after_promote'
+          AND coalesce(o.deadline, o.created_at + o.timeout) <= clock_timestamp() THEN 'expired'
+        ELSE 'pending'
+      END AS status
+  ) AS end_of
+  WHERE t.id = lost.id
+  RETURNING t.id, t.groupid, t.status`;
