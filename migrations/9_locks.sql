@@ -394,45 +394,71 @@ BEGIN
 END
 $$;
 
+-- Where the owner of this function may not end the session, the controller sees the new status.
+CREATE FUNCTION @mpp.mpp_end_group_session(of_group integer) RETURNS void
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_terminate_backend(s.pid) FROM @mpp.mpp_group_sessions AS s WHERE s.groupid = of_group;
+EXCEPTION WHEN insufficient_privilege THEN
+    NULL;
+END
+$$;
+
+-- Ends the tasks of a group's hold. Those that a commit or an operator has locked are waited for.
+CREATE FUNCTION @mpp.mpp_release_tasks(of_group integer) RETURNS boolean
+LANGUAGE sql
+SET search_path = pg_catalog, pg_temp
+AS $$
+    WITH ended AS (
+        UPDATE @mpp.mpp_tasks AS t
+        SET status = 'rolled_back', reason = format('released by %s'::text, session_user)
+        WHERE t.finished_at IS NULL
+          AND t.groupid = of_group
+          AND (t.status = 'holding'
+               OR (t.event <> 'after_promote'
+                   -- Being taken, or lost and about to be taken again.
+                   AND (t.status = 'claimed' OR (t.status = 'pending' AND t.deadline IS NOT NULL))))
+        RETURNING 1
+    )
+    SELECT EXISTS (SELECT FROM ended)
+$$;
+
 -- The status first, the session second: a controller that finds its session ended finds the task ended,
 -- as soon as the operator's transaction is committed.
--- Locks: the rows of the group's hold, until the operator's transaction ends. A commit of the group that
--- is under way is waited for, 10 seconds at most.
+--
+-- Locks: the rows of the group's hold, until the operator's transaction ends. A commit of the group has
+-- them as well: it is waited for, and its session is ended when it takes long, because it may itself
+-- wait for others. Another operator's transaction is waited for, 10 seconds at most.
 CREATE OR REPLACE FUNCTION @mpp.mpp_release(groupid integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
-SET lock_timeout = '10s'
+SET lock_timeout = '1s'
 AS $$
 DECLARE
     held boolean;
 BEGIN
     BEGIN
-        UPDATE @mpp.mpp_tasks AS t
-        SET status = 'rolled_back', reason = format('released by %s'::text, session_user)
-        WHERE t.finished_at IS NULL
-          AND t.groupid = $1
-          AND (t.status = 'holding'
-               OR (t.event <> 'after_promote'
-                   -- Being taken, or lost and about to be taken again.
-                   AND (t.status = 'claimed' OR (t.status = 'pending' AND t.deadline IS NOT NULL))));
-        held := FOUND;
+        held := @mpp.mpp_release_tasks($1);
     EXCEPTION WHEN lock_not_available THEN
-        RAISE EXCEPTION 'group % was not released: another session has locked its tasks', $1
-            USING ERRCODE = 'lock_not_available',
-                  DETAIL = format('Locked by the session with pid %s.'::text, (
-                      SELECT string_agg(DISTINCT @mpp.mpp_lockers(t.id), ', ')
-                      FROM @mpp.mpp_tasks AS t
-                      WHERE t.finished_at IS NULL AND t.groupid = $1 AND t.status <> 'pending')),
-                  HINT = 'Release it again, once that session has ended its transaction.';
+        PERFORM @mpp.mpp_end_group_session($1);
+        PERFORM set_config('lock_timeout', '10s', true);
+        BEGIN
+            held := @mpp.mpp_release_tasks($1);
+        EXCEPTION WHEN lock_not_available THEN
+            RAISE EXCEPTION 'group % was not released: another session has locked its tasks', $1
+                USING ERRCODE = 'lock_not_available',
+                      DETAIL = format('Locked by the session with pid %s.'::text, (
+                          SELECT string_agg(DISTINCT @mpp.mpp_lockers(t.id), ', ')
+                          FROM @mpp.mpp_tasks AS t
+                          WHERE t.finished_at IS NULL AND t.groupid = $1 AND t.status <> 'pending')),
+                      HINT = 'Release it again, once that session has ended its transaction.';
+        END;
     END;
-    BEGIN
-        PERFORM pg_terminate_backend(s.pid)
-        FROM @mpp.mpp_group_sessions AS s
-        WHERE held AND s.groupid = $1;
-    EXCEPTION WHEN insufficient_privilege THEN
-        -- The owner of this function may not end that session; the controller sees the new status.
-        NULL;
-    END;
+    IF held THEN
+        PERFORM @mpp.mpp_end_group_session($1);
+    END IF;
     PERFORM pg_notify('mpp_tasks', '');
     RETURN held;
 END
@@ -577,7 +603,8 @@ LEFT JOIN LATERAL (
 WHERE t.finished_at IS NULL AND t.status = 'holding'
 GROUP BY t.groupid, s.pid, s.sessions_waiting;
 
-REVOKE ALL ON FUNCTION @mpp.mpp_supersede, @mpp.mpp_tasks_at_commit, @mpp.mpp_tasks_expiry, @mpp.mpp_lockers FROM PUBLIC;
+REVOKE ALL ON FUNCTION @mpp.mpp_supersede, @mpp.mpp_tasks_at_commit, @mpp.mpp_tasks_expiry, @mpp.mpp_lockers,
+    @mpp.mpp_release_tasks, @mpp.mpp_end_group_session FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION @mpp.mpp_supersede TO mpp_controller;
 GRANT SELECT ON @mpp.mpp_groups, @mpp.mpp_group_sessions TO mpp_operator;
 GRANT SELECT, INSERT, UPDATE ON @mpp.mpp_groups TO mpp_controller;

@@ -52,9 +52,10 @@ export class Barrier {
     return Barrier.raise(harness, 'LOCK TABLE pg_catalog.pg_dist_node IN ROW SHARE MODE');
   }
 
-  /** In the way of a commit: pg_dist_node is written, a task of the change cannot be ended. */
+  /** Stops an acknowledgement or a commit: a trigger keeps the task from getting its status. */
   static async beforeCommit(harness: Harness, taskId: string): Promise<Barrier> {
-    return Barrier.raise(harness, 'SELECT FROM mpp_tasks WHERE id = $1 FOR UPDATE', [taskId]);
+    await harness.db.query(STOP_AT_DONE);
+    return Barrier.raise(harness, 'SELECT pg_advisory_xact_lock(4711, $1::integer)', [taskId]);
   }
 
   /** The server process. */
@@ -76,6 +77,17 @@ export class Barrier {
     await this.#session.end().catch(() => undefined);
   }
 }
+
+/** One advisory lock a task, which its end waits for. */
+const STOP_AT_DONE = `
+  CREATE OR REPLACE FUNCTION barrier_at_done() RETURNS trigger LANGUAGE plpgsql AS $$
+  BEGIN
+    PERFORM pg_advisory_xact_lock_shared(4711, NEW.id::integer);
+    RETURN NEW;
+  END
+  $$;
+  CREATE OR REPLACE TRIGGER barrier_at_done BEFORE UPDATE ON mpp_tasks
+    FOR EACH ROW WHEN (NEW.status IN ('holding', 'done')) EXECUTE FUNCTION barrier_at_done()`;
 
 const LIFT_ALL = `
   SELECT pg_terminate_backend(pid, 5000)
