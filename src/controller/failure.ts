@@ -1,3 +1,4 @@
+import type pg from 'pg';
 import type { Pool } from 'pg';
 import { sqlState } from '../postgres/sqlstate.js';
 import { errorText } from '../postgres/session.js';
@@ -43,7 +44,14 @@ export async function recordFailure(db: Pool, failure: Failure): Promise<number>
   return delay;
 }
 
-function failureText(error: unknown): string {
+/** One line: what PostgreSQL or Citus said, with its detail and its hint. */
+export function failureText(error: unknown): string {
   const state = sqlState(error);
-  return state === undefined ? errorText(error) : `${errorText(error)} (SQLSTATE ${state})`;
+  if (state === undefined) return errorText(error);
+  const { detail, hint } = error as pg.DatabaseError;
+  const parts = [`${errorText(error)} (SQLSTATE ${state})`, detail, hint];
+  return parts
+    .filter((part) => part !== undefined && part !== '')
+    .join('; ')
+    .replace(/\s+/g, ' ');
 }

@@ -1,5 +1,5 @@
 import type { Node, Transition } from '../mpp/abstract.js';
-import { attemptOf, markHolding } from '../tasks/finish.js';
+import { attemptOf, markHolding, markWaiting } from '../tasks/finish.js';
 import { formatAddress } from '../tasks/task.js';
 import { boundsOf, growingDelay } from './bounds.js';
 import type { Hold } from './holds.js';
@@ -91,7 +91,7 @@ function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): 
 /** @returns a sentence when less waits than was asked for. */
 async function pause(
   place: Workplace,
-  { task, session, nodes, ahead }: Work,
+  { task, session, nodes, ahead, log }: Work,
   hold: Hold,
   node: Node,
 ): Promise<string | null> {
@@ -107,6 +107,12 @@ async function pause(
     cooldownMs: task.cooldownMs,
     remainingMs: task.resumed ? task.remainingMs : task.timeoutMs,
     signal: place.signal,
+    onBlocked: (sentence) => {
+      log.warn(`the hold ${sentence}`);
+      const attempt = attemptOf(place.controller, task);
+      // What cannot be written is in the log.
+      markWaiting(place.db, attempt, sentence).catch(() => undefined);
+    },
     onLost: () => {
       hold.lost = true;
       place.onHoldLost(hold);

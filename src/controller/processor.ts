@@ -5,7 +5,7 @@ import { attemptOf, endTasks } from '../tasks/finish.js';
 import type { Task } from '../tasks/task.js';
 import { boundsOf, groupBusyDelay, growingDelay, watchdogMs } from './bounds.js';
 import { commitChange } from './commit-change.js';
-import { recordFailure } from './failure.js';
+import { failureText, recordFailure } from './failure.js';
 import { beginGroupSession, type GroupSession } from './group-session.js';
 import { holdTraffic } from './hold-traffic.js';
 import type { Hold } from './holds.js';
@@ -18,6 +18,8 @@ type Answer = Extract<Transition, { kind: 'discard' | 'fail' | 'nothing' }>;
 export class Processor {
   readonly #place: Workplace;
   readonly #running = new Map<Task, GroupSession>();
+  /** The text of each task's last failure, the newest last. */
+  readonly #failures = new Map<string, string>();
 
   constructor(place: Workplace) {
     this.#place = place;
@@ -106,6 +108,18 @@ export class Processor {
     return {};
   }
 
+  /** A task that fails in the same way at each attempt is in the log once. */
+  #tellFailure(task: Task, error: unknown, log: Logger): void {
+    const text = failureText(error);
+    const fields = { err: error, sqlstate: sqlState(error), attempt: task.attempt };
+    if (this.#failures.get(task.id) === text) log.debug(fields, 'the task failed as before');
+    else log.warn(fields, `the task failed: ${text}`);
+    this.#failures.delete(task.id);
+    this.#failures.set(task.id, text);
+    const [oldest] = this.#failures.keys();
+    if (this.#failures.size > FAILURES_MOST && oldest !== undefined) this.#failures.delete(oldest);
+  }
+
   /**
    * After an error nothing of the transaction is left, so a hold ends with it. A lost session leaves
    * its tasks as they are: the sweep that follows gives them back to the queue while their deadline
@@ -123,7 +137,7 @@ export class Processor {
     if (open) holds.remove(open);
     // By the session, not by the error: Citus passes on those of its own connections to the nodes.
     const isLost = session ? !(await session.rollback()) : isSessionLost(error);
-    log.warn({ err: error, sqlstate: sqlState(error), attempt: task.attempt }, 'task failed');
+    this.#tellFailure(task, error, log);
     const stopping = this.#place.stopping();
     const lost = { doubt: true, again: growingDelay(task.attempt) };
     if (isLost || stopping === 'abandon') return lost;
@@ -141,5 +155,8 @@ export class Processor {
     }
   }
 }
+
+/** Tasks whose last failure is remembered. */
+const FAILURES_MOST = 1_000;
 
 const ANSWERS = { discard: 'discarded', fail: 'failed', nothing: 'done' } as const;

@@ -124,6 +124,13 @@ export class Server {
     return new Map(rows.map(({ transaction, described }) => [transaction, described]));
   }
 
+  /** For people: the sessions directly blocking `pid` that are not a controller's. */
+  async clientsBlocking(pid: number): Promise<string[]> {
+    const query = { name: 'mpp-clients-blocking', text: CLIENTS_BLOCKING, values: [pid] };
+    const { rows } = await queryAgain<{ described: string }>(this.#watch, query);
+    return rows.map(({ described }) => `${described} on ${this.name}`);
+  }
+
   /** The same of these processes, as far as they are there. */
   async describe(pids: readonly number[]): Promise<string[]> {
     const query = { name: 'mpp-describe', text: DESCRIBE, values: [pids] };
@@ -238,6 +245,16 @@ const BLOCKERS_OF = `
   FROM (${BLOCKERS}) AS b
   LEFT JOIN pg_locks AS v ON v.pid = b.pid AND v.locktype = 'virtualxid' AND v.virtualtransaction = v.virtualxid
   LEFT JOIN pg_roles AS r ON r.oid = b.usesysid
+  ORDER BY b.pid`;
+
+/** The start of a transaction is shown to a role with pg_read_all_stats alone. */
+const CLIENTS_BLOCKING = `
+  SELECT ${DESCRIPTION.replace(' AS described', '')} || coalesce(
+           format(', %s since %s'::text, s.state, to_char(s.xact_start, 'HH24:MI:SS')), '') AS described
+  FROM (${BLOCKERS}) AS b
+  JOIN pg_stat_get_activity(b.pid) AS s ON true
+  LEFT JOIN pg_roles AS r ON r.oid = b.usesysid
+  WHERE coalesce(b.application_name, '') NOT LIKE 'mpp-controller %'
   ORDER BY b.pid`;
 
 const DESCRIBE = `

@@ -89,6 +89,19 @@ export class Watch {
     if (this.#impatient.size === 0) this.#named.clear();
   }
 
+  /**
+   * For people: the clients' sessions that a lock has been waited for longer than `ms`, each once, with
+   * the server and how long its transaction has lasted.
+   */
+  async longBlockers(ms: number): Promise<string[]> {
+    const before = performance.now() - ms;
+    const waiting = [...this.#sessions].filter((s) => s.waiting && s.wantedSince < before);
+    const found = await Promise.all(
+      waiting.map(({ server, pid }) => server.clientsBlocking(pid).catch(() => [])),
+    );
+    return [...new Set(found.flat())].sort();
+  }
+
   /** A session has begun to take locks. */
   wake(): void {
     for (const server of this.#servers) {

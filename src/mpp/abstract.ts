@@ -103,6 +103,8 @@ export interface PauseRequest {
   readonly remainingMs: number;
   /** What `anticipate` gave for it, if it was called. */
   readonly ahead?: Anticipation | undefined;
+  /** Called with a sentence that names the sessions which have blocked it for a second; on each change. */
+  readonly onBlocked: (sentence: string) => void;
   /** Interrupts it. */
   readonly signal: AbortSignal;
   /** Called when a session without which traffic no longer waits breaks, once the pause is there. */

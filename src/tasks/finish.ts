@@ -103,6 +103,22 @@ const MARK_HOLDING = `
   WHERE t.id = mine.id
   RETURNING (extract(epoch FROM t.deadline - clock_timestamp()) * 1000)::float8 AS remaining_ms`;
 
+/** Says what a claimed task waits for. A row that another session has locked is left as it is. */
+export async function markWaiting(db: Queryable, attempt: Attempt, reason: string): Promise<void> {
+  await db.query({
+    name: 'mpp-mark-waiting',
+    text: MARK_WAITING,
+    values: [...valuesOf([attempt]), reason],
+  });
+}
+
+const MARK_WAITING = `
+  ${MINE}
+  UPDATE @mpp.mpp_tasks AS t
+  SET reason = $4
+  FROM mine
+  WHERE t.id = mine.id AND t.status = 'claimed'`;
+
 /** Rows of pg_dist_node for the log, before and after a change. */
 export interface NodeChange {
   readonly before: unknown;

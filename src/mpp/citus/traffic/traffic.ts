@@ -17,6 +17,7 @@ import { Lane } from './lane.js';
 import { readPrimaries, type PrimaryRow, type TrafficNode } from './node.js';
 import { TrafficNodes, type OtherNode } from './nodes.js';
 import { openLanes, type SideLane } from './opening.js';
+import { tellBlockers } from './long-blockers.js';
 import { inTime, watched } from './shared-set.js';
 import { STRATEGIES, type PauseStrategy } from './strategies.js';
 import { waitUntilSynced } from './synced.js';
@@ -58,6 +59,15 @@ export class CitusTraffic implements TrafficControl {
   }
 
   async pause(request: PauseRequest): Promise<Pausing> {
+    const end = tellBlockers(request, this.#watch);
+    try {
+      return await this.#pause(request);
+    } finally {
+      end();
+    }
+  }
+
+  async #pause(request: PauseRequest): Promise<Pausing> {
     const began = performance.now();
     const looks = this.#watch.looks;
     const { primaries, readAt } = await primariesFor(request);
