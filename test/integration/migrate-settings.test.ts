@@ -11,7 +11,7 @@ const { hasCitus } = template.binaries;
 
 /** What a database or a role may have, and would change what a migration makes, or keep it from making it. */
 const HOSTILE: readonly [name: string, value: string][] = [
-  ['default_table_access_method', hasCitus ? 'columnar' : 'other_heap'],
+  ['default_table_access_method', 'other_heap'],
   ['default_tablespace', 'elsewhere'],
   ['default_transaction_isolation', 'serializable'],
   ['default_transaction_deferrable', 'on'],
@@ -75,9 +75,8 @@ describe('a migration of a database that has settings of its own', () => {
     if (hasCitus) {
       const { host, port } = server.server;
       await db.query('SELECT citus_set_coordinator_host($1, $2)', [host, port]);
-    } else {
-      await db.query('CREATE ACCESS METHOD other_heap TYPE TABLE HANDLER heap_tableam_handler');
     }
+    await db.query('CREATE ACCESS METHOD other_heap TYPE TABLE HANDLER heap_tableam_handler');
     return name;
   }
 
