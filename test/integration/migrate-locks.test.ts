@@ -99,6 +99,21 @@ describe('a migration of a table that other sessions use', () => {
     expect((await migrate('10min')).exitCode).toBe(0);
   });
 
+  it('names the groups that are held, by whom and since when', async () => {
+    const id = await database.report({ ...FINE, groupid: 7 });
+    await database.db.query(HOLDING, [id]);
+    await database.report({ ...FINE, groupid: 8 });
+    const { exitCode, stdout } = await migrate('10min');
+    expect(exitCode).toBe(0);
+    expect(stdout).toMatch(
+      /^group 7 is held since 2026-01-02 03:04:05 UTC by controller c1 \(pid 42 on db-host, version 1\.2\)$/m,
+    );
+    expect(stdout.match(/is held/g)).toHaveLength(1);
+    expect(stdout.indexOf('is held')).toBeLessThan(stdout.indexOf(`applied ${migration}`));
+    // Nothing to apply, so nobody stands down.
+    expect((await migrate('10min')).stdout).not.toContain('is held');
+  });
+
   it('gives way to a session that would wait for it in a circle', async () => {
     await newer.upgrade('99.0.1', 'LOCK TABLE mpp_members; LOCK TABLE mpp_task_log');
     await reader.query('BEGIN; LOCK TABLE mpp_task_log IN ACCESS SHARE MODE');
@@ -116,5 +131,11 @@ const WAITING = `
   FROM pg_locks AS l
   JOIN pg_stat_activity AS a USING (pid)
   WHERE NOT l.granted AND a.application_name = 'mpp-controller migrate' AND a.datname = current_database()`;
+
+const HOLDING = `
+  WITH controller AS (
+    INSERT INTO mpp_controllers (id, host, pid, backend_pid, version) VALUES ('c1', 'db-host', 42, 1, '1.2')
+  )
+  UPDATE mpp_tasks SET status = 'holding', claimed_by = 'c1', held_at = '2026-01-02 03:04:05+00' WHERE id = $1`;
 
 const MIGRATIONS = 'SELECT name FROM mpp_migrations_public.migrations';
