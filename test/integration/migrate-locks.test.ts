@@ -126,6 +126,43 @@ describe('a migration of a table that other sessions use', () => {
   });
 });
 
+describe('a migration of a table that autovacuum works on', () => {
+  it('is not kept waiting by it', async () => {
+    // A vacuum that takes minutes, and begins at once.
+    const server = await ContractServer.start(inject('template'), {
+      autovacuum: true,
+      autovacuum_naptime: '1s',
+      autovacuum_vacuum_cost_delay: '100ms',
+      autovacuum_vacuum_cost_limit: 1,
+    });
+    const newer = await Installation.create();
+    try {
+      const { db } = await server.database('vacuumed');
+      await db.query(
+        `SET session_replication_role = 'replica'; ${DEAD_ROWS}; RESET session_replication_role`,
+      );
+      await waitFor('autovacuum', async () => (await db.query(VACUUMING)).rows.length > 0);
+      await newer.upgrade('99.0.0', 'ALTER TABLE mpp_tasks ADD COLUMN future text');
+      const DATABASE_URL = `postgresql://postgres@${server.server.address}/vacuumed`;
+      const env = { DATABASE_URL, MPP_MIGRATE_TIMEOUT: '20s' };
+      const result = await runCli(['migrate'], env, newer.program);
+      expect(result).toMatchObject({ exitCode: 0, stderr: '' });
+    } finally {
+      await newer.remove();
+      await server.stop();
+    }
+  });
+});
+
+const DEAD_ROWS = `
+  INSERT INTO mpp_tasks (event, groupid, nodename, timeout, cooldown, status, finished_at)
+  SELECT 'suspect', 1, 'worker-1', '1 s', '1 s', 'done', now() FROM generate_series(1, 100000);
+  DELETE FROM mpp_tasks WHERE id % 2 = 0`;
+
+const VACUUMING = `
+  SELECT FROM pg_stat_activity
+  WHERE backend_type = 'autovacuum worker' AND datname = current_database() AND query ~ 'mpp_tasks'`;
+
 const WAITING = `
   SELECT
   FROM pg_locks AS l
