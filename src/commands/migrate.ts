@@ -24,7 +24,11 @@ async function migrate(settings: Settings, io: Io): Promise<void> {
   const { connection, databases, schema, migrateTimeoutMs } = settings;
   const client = await openSession(connection, 'migrate');
   try {
-    const names = await applyMigrations(client, { schema, lockTimeoutMs: migrateTimeoutMs });
+    const names = await applyMigrations(client, {
+      schema,
+      lockTimeoutMs: migrateTimeoutMs,
+      notice: (line) => io.print(line),
+    });
     const where = databases === undefined ? '' : ` of database ${connection.database ?? ''}`;
     for (const name of names) io.print(`applied ${name}`);
     const rest = names.length === 0 ? ': nothing to do' : '';

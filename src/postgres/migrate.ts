@@ -5,6 +5,10 @@ import type pg from 'pg';
 import { migrate } from 'postgres-migrations';
 import { DatabaseStateError, MppError } from '../errors.js';
 import { packageRoot } from '../package-root.js';
+import { refuseDistributed } from './migration-citus.js';
+import { heldGroups } from './migration-holds.js';
+import { setUpMigration } from './migration-settings.js';
+import { inShortTries, type WatchedClient } from './migration-tries.js';
 import { sqlState } from './sqlstate.js';
 import { errorText } from './session.js';
 
@@ -17,9 +21,11 @@ const MIGRATION_LOCK = '-8525285245963000605';
 export interface MigrateOptions {
   /** Schema of our objects; made when missing. */
   readonly schema: string;
-  /** How long to wait for another migration, and for any lock, in milliseconds. */
+  /** How long to wait for another migration, and then for locks, in milliseconds. */
   readonly lockTimeoutMs: number;
   readonly log?: (line: string) => void;
+  /** Gets one sentence each for what an operator may want to know while it runs: groups held, sessions waited for. */
+  readonly notice?: (line: string) => void;
 }
 
 /**
@@ -37,54 +43,98 @@ export function bookkeepingSchema(schema: string): string {
 const MAX_NAME_BYTES = 63;
 
 /**
- * Brings the SQL contract in `options.schema` up to this version of the code.
+ * Brings the SQL contract in `options.schema` up to this version of the code. Reports go on meanwhile:
+ * see `inShortTries`.
  *
- * @param client a session of its own, without an open transaction; its search_path is changed.
+ * @param client a session of its own, without an open transaction; its settings are changed.
  * @returns the names of the migrations that were applied, empty when there was nothing to do.
  * @throws DatabaseStateError `SCHEMA_NEWER` when the database was migrated by a newer version,
- *   `MIGRATION_LOCK` when another migration did not end within `lockTimeoutMs`, `SCHEMA_OPEN` when
- *   everybody may create objects in the schema.
+ *   `MIGRATION_LOCK` when another migration did not end within `lockTimeoutMs`, `MIGRATION_BLOCKED` when
+ *   other sessions kept what it changes locked for as long, `SCHEMA_OPEN` when PUBLIC may create
+ *   objects in the schema, `SCHEMA_DISTRIBUTED` when Citus manages the schema or a table in it.
  */
 export async function applyMigrations(
   client: pg.Client,
   options: MigrateOptions,
 ): Promise<string[]> {
-  await client.query(SESSION_SETTINGS, [
-    options.schema,
-    bookkeepingSchema(options.schema),
-    `${options.lockTimeoutMs}ms`,
-  ]);
+  const { schema, lockTimeoutMs: timeoutMs } = options;
+  const schemas = [schema, bookkeepingSchema(schema)];
+  await setUpMigration(client, schema, bookkeepingSchema(schema));
+  await takeMigrationLock(client, timeoutMs);
   try {
-    await client.query(`SELECT pg_advisory_lock(${MIGRATION_LOCK})`);
-  } catch (error) {
-    if (sqlState(error) !== '55P03') throw error;
-    throw new DatabaseStateError(
-      'MIGRATION_LOCK',
-      `another migration of this database has not ended within ${options.lockTimeoutMs} ms; ` +
-        'wait for it, or raise MPP_MIGRATE_TIMEOUT',
-      { retryable: true },
+    const before = await appliedMigration(client, schema);
+    const named = new Set<string>();
+    await inShortTries(
+      client,
+      { schema, schemas, timeoutMs, onBlocked: options.notice },
+      (watched) => migrateOnce(client, watched, options, named),
     );
-  }
-  try {
-    await createSchema(client, options.schema);
-    await createSchema(client, bookkeepingSchema(options.schema));
-    await refuseOpenSchema(client, options.schema);
-    await client.query(BOOKKEEPING_TABLE);
-    const applied = await appliedMigration(client, options.schema);
-    const known = await knownMigration();
-    if (applied > known) throw newerSchema(options.schema, applied, known);
-    const done = await migrate({ client }, FOLDER, { logger: options.log ?? (() => undefined) });
-    return done.filter((migration) => migration.id > 0).map((migration) => migration.name);
+    return await appliedAfter(client, schema, before);
   } catch (error) {
     if (error instanceof MppError) throw error;
     throw new DatabaseStateError(
       'MIGRATION_FAILED',
-      `the migration of schema ${options.schema} has not been completed; ` +
+      `the migration of schema ${schema} has not been completed; ` +
         `put right what is wrong and run it again, it goes on from there: ${errorText(error)}`,
     );
   } finally {
     await client.query(`SELECT pg_advisory_unlock(${MIGRATION_LOCK})`).catch(() => undefined);
   }
+}
+
+async function takeMigrationLock(client: pg.Client, timeoutMs: number): Promise<void> {
+  await client.query("SELECT set_config('lock_timeout', $1, false)", [`${timeoutMs}ms`]);
+  try {
+    await client.query(`SELECT pg_advisory_lock(${MIGRATION_LOCK})`);
+  } catch (error) {
+    if (sqlState(error) !== '55P03') throw error;
+    const { rows } = await client.query<{ holder: string }>(LOCK_HOLDER, [MIGRATION_LOCK]);
+    const holder = rows[0] === undefined ? '' : ` (${rows[0].holder})`;
+    throw new DatabaseStateError(
+      'MIGRATION_LOCK',
+      `another migration of this database${holder} has not ended within ${timeoutMs} ms; ` +
+        'wait for it, or raise MPP_MIGRATE_TIMEOUT; end that session if it is not a migration',
+      { retryable: true },
+    );
+  }
+}
+
+/** A lock of one bigint is shown as its two halves. */
+const LOCK_HOLDER = `
+  SELECT concat_ws(', ', 'pid ' || l.pid, a.usename, nullif(a.application_name, '')) AS holder
+  FROM pg_locks AS l
+  LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+  WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+    AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+    AND (l.classid::bigint << 32) | l.objid::bigint = $1::bigint`;
+
+/**
+ * Each migration is a transaction of its own: what was applied stays when a later one has to wait.
+ *
+ * @param named the held groups that an earlier try has named
+ */
+async function migrateOnce(
+  client: pg.Client,
+  watched: WatchedClient,
+  { schema, log, notice }: MigrateOptions,
+  named: Set<string>,
+): Promise<void> {
+  await refuseDistributed(client, [schema, bookkeepingSchema(schema)]);
+  await createSchema(client, schema);
+  await createSchema(client, bookkeepingSchema(schema));
+  await refuseOpenSchema(client, schema);
+  await client.query(BOOKKEEPING_TABLE);
+  const applied = await appliedMigration(client, schema);
+  const known = await knownMigration();
+  if (applied > known) throw newerSchema(schema, applied, known);
+  const held = applied < known ? await heldGroups(client, schema) : [];
+  for (const line of held.filter((one) => !named.has(one))) {
+    named.add(line);
+    notice?.(line);
+  }
+  // postgres-migrations calls query() alone, and its types want a whole client.
+  const queries = watched as unknown as pg.Client;
+  await migrate({ client: queries }, FOLDER, { logger: log ?? (() => undefined) });
 }
 
 /**
@@ -104,7 +154,7 @@ export async function checkMigrated(
   if (applied < migration) {
     throw new DatabaseStateError(
       applied < 1 ? 'SCHEMA_MISSING' : 'SCHEMA_OLDER',
-      `schema ${schema} is at migration ${Math.max(applied, 0)} and this version needs ${known}; ` +
+      `schema ${schema} is at migration ${Math.max(applied, 0)} and this version needs ${migration}; ` +
         'run mpp-controller migrate',
       { retryable: true },
     );
@@ -177,6 +227,16 @@ async function appliedMigration(client: pg.ClientBase, schema: string): Promise<
   return rows[0]?.id ?? -1;
 }
 
+/** The names of the migrations that are newer than `before`, in their order. */
+async function appliedAfter(client: pg.Client, schema: string, before: number): Promise<string[]> {
+  const table = `${client.escapeIdentifier(bookkeepingSchema(schema))}.migrations`;
+  const { rows } = await client.query<{ name: string }>(
+    `SELECT name FROM ${table} WHERE id > greatest($1::integer, 0) ORDER BY id`,
+    [before],
+  );
+  return rows.map(({ name }) => name);
+}
+
 /** The newest migration among our files, which is that of the code only until they are replaced. */
 export async function knownMigration(): Promise<number> {
   const files = await readdir(FOLDER);
@@ -190,19 +250,6 @@ function newerSchema(schema: string, applied: number, known: number): DatabaseSt
       'install the version of mpp-controller that migrated it, or a newer one',
   );
 }
-
-/**
- * The first schema on the search_path is where CREATE puts things: that of the bookkeeping for
- * postgres-migrations itself; each of our files switches to `mpp.objects_path` and back.
- * Nothing of ours is propagated to the workers; Citus's setting is accepted without Citus, too.
- */
-const SESSION_SETTINGS = `
-  SELECT set_config('mpp.objects_path', format('%I, pg_temp', $1::text), false),
-         set_config('mpp.bookkeeping_path', format('%I, pg_temp', $2::text), false),
-         set_config('search_path', format('%I, pg_temp', $2::text), false),
-         set_config('citus.enable_ddl_propagation', 'off', false),
-         set_config('lock_timeout', $3, false),
-         set_config('client_min_messages', 'warning', false)`;
 
 /** As postgres-migrations makes it; it looks for the name in any schema, so it must find ours first. */
 const BOOKKEEPING_TABLE = `

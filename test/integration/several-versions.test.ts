@@ -88,6 +88,13 @@ describe('a rolling upgrade', () => {
 
       // The old one is still there, and no candidate: when the new one dies nobody acts.
       await next.end('SIGKILL');
+      // What it had sent before may still run.
+      await waitFor('the sessions of the new one to end', async () => {
+        const { rows } = await h.db.query(
+          "SELECT FROM pg_stat_activity WHERE application_name = 'mpp-controller queue'",
+        );
+        return rows.length === 0;
+      });
       const late = await h.report({
         event: 'after_promote',
         groupid: 2,

@@ -42,6 +42,14 @@ export class Installation {
     return next;
   }
 
+  /** Makes it an older version, which knows the migrations up to this number alone. */
+  async downgrade(version: string, last: number): Promise<void> {
+    await this.rename(version);
+    const migrations = join(this.#folder, 'migrations');
+    const names = (await readdir(migrations)).filter((name) => parseInt(name) > last);
+    await Promise.all(names.map((name) => rm(join(migrations, name))));
+  }
+
   /** Another version of the same schema. */
   async rename(version: string): Promise<void> {
     const file = join(this.#folder, 'package.json');
