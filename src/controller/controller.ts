@@ -123,8 +123,8 @@ class ControllerProcess implements Controller {
     this.#logger.info('controller stopped');
   }
 
-  async #open(): Promise<ControlSession> {
-    const { connection, schema, heartbeatMs } = this.#settings;
+  async #open(connection = this.#settings.connection): Promise<ControlSession> {
+    const { schema, heartbeatMs } = this.#settings;
     const contract = { schema, known: this.#known };
     return ControlSession.open(connection, contract, this.#mpp, heartbeatMs);
   }
@@ -174,14 +174,15 @@ class ControllerProcess implements Controller {
     const { strategy, version: mppVersion } = control.handler;
     const lead = new Lead(
       {
-        settings: this.#settings,
+        // One term works on one server, whichever of several it was.
+        settings: { ...this.#settings, connection: control.connection },
         logger: this.#root,
         mpp: this.#mpp,
         controller: this.#id,
         version,
         signal: this.#abort.signal,
         replaced: rivals.found,
-        open: () => this.#open(),
+        open: () => this.#open(control.connection),
         onActive: () => this.#say(`active, with strategy ${strategy} on Citus ${mppVersion}`),
       },
       control.identity,
@@ -193,7 +194,7 @@ class ControllerProcess implements Controller {
   /** What a person must put right before this can work at all; once it has worked, we wait instead. */
   #isFatal(error: unknown): boolean {
     if (this.#settled) return false;
-    if (error instanceof DatabaseStateError) return error.code !== 'IN_RECOVERY';
+    if (error instanceof DatabaseStateError) return !MAY_PASS.has(error.code);
     return error instanceof MppError && !error.retryable;
   }
 
@@ -208,6 +209,9 @@ class ControllerProcess implements Controller {
     await pause(ms, this.#abort.signal);
   }
 }
+
+/** What ends without a change to the setup: a promotion, a maintenance. */
+const MAY_PASS = new Set(['IN_RECOVERY', 'READ_ONLY']);
 
 /** What a person must change, and not for our sake alone. The promotion of a standby is asked for often. */
 function isLasting(error: unknown): boolean {
