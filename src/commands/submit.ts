@@ -54,9 +54,9 @@ export async function submitTask(
       return await submitOnce(settings, report, Math.max(1, Math.ceil(until - performance.now())));
     } catch (error) {
       const remaining = until - performance.now();
-      if (!isAnotherComing(settings, error) || remaining <= 0) throw error;
-      await delay(Math.min(retryMs, remaining));
-      if (performance.now() >= until) throw error;
+      // An attempt without time would only fail for want of time, and hide why.
+      if (!isAnotherComing(settings, error) || remaining < retryMs + LEAST_ATTEMPT_MS) throw error;
+      await delay(retryMs);
     }
   }
 }
@@ -200,6 +200,7 @@ const LOOK_MS = 2_000;
 const GRACE_MS = 3_000;
 const FIRST_RETRY_MS = 50;
 const LAST_RETRY_MS = 1_000;
+const LEAST_ATTEMPT_MS = 250;
 
 /** The server ends the statement for statement_timeout (or pg_cancel_backend), or a role's lock_timeout. */
 const GIVEN_UP = new Set(['57014', '55P03']);

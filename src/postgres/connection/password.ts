@@ -1,7 +1,6 @@
 import { readFileSync, statSync } from 'node:fs';
-import { homedir } from 'node:os';
-import { join } from 'node:path';
 import { ConfigError } from '../../errors.js';
+import { homeFile } from './home.js';
 
 /** What a line of a password file is looked up by. */
 export interface Login {
@@ -11,9 +10,9 @@ export interface Login {
   readonly user: string;
 }
 
-/** `~/.pgpass`, or what PGPASSFILE says. */
+/** Unless PGPASSFILE or `passfile` names another. */
 export function defaultPasswordFile(): string {
-  return join(homedir(), '.pgpass');
+  return homeFile('.pgpass');
 }
 
 /**

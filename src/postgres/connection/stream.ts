@@ -1,6 +1,7 @@
 import { connect, type Socket } from 'node:net';
 import { Duplex } from 'node:stream';
 import { connect as connectTls } from 'node:tls';
+import { ConfigError } from '../../errors.js';
 import type { TlsPolicy } from './tls.js';
 
 export interface ServerStreamOptions {
@@ -156,14 +157,15 @@ export class ServerStream extends Duplex {
           `which sslmode=${tls.mode} asks for`,
       );
     }
-    const encrypted = connectTls({ ...tls.optionsFor(place.host), socket: raw });
-    this.#hold(encrypted);
     try {
+      const encrypted = connectTls({ ...tls.optionsFor(place.host), socket: raw });
+      this.#hold(encrypted);
       await once(encrypted, 'secureConnect');
+      this.#adopt(encrypted);
     } catch (error) {
+      if (error instanceof ConfigError) throw error;
       throw new TlsError(tls.explain(place.host, error));
     }
-    this.#adopt(encrypted);
   }
 
   #hold(socket: Socket): void {

@@ -1,9 +1,9 @@
 import { readFileSync, statSync, type Stats } from 'node:fs';
-import { homedir } from 'node:os';
-import { join } from 'node:path';
 import { isIP } from 'node:net';
-import type { ConnectionOptions, SecureVersion } from 'node:tls';
+import { X509Certificate } from 'node:crypto';
+import { createSecureContext, type ConnectionOptions, type SecureVersion } from 'node:tls';
 import { ConfigError } from '../../errors.js';
+import { homeFile } from './home.js';
 import type { Parameters } from './parameters.js';
 
 export type SslMode = (typeof MODES)[number];
@@ -83,6 +83,25 @@ export class TlsPolicy {
     };
   }
 
+  /** @throws ConfigError naming a file that is not what it should be, beside what optionsFor throws */
+  check(): void {
+    const { rootCert, crl, cert, key } = this.#files;
+    const { passphrase } = this.#options;
+    const options = this.optionsFor('localhost');
+    if (options.ca !== undefined && rootCert !== 'system') {
+      use('root certificate file', rootCert, () => new X509Certificate(options.ca as Buffer));
+    }
+    if (options.crl !== undefined) {
+      use('certificate revocation list', crl, () => createSecureContext({ crl: options.crl }));
+    }
+    if (options.cert !== undefined) {
+      use('certificate file', cert, () => createSecureContext({ cert: options.cert }));
+      use('private key file', key, () =>
+        createSecureContext({ cert: options.cert, key: options.key, passphrase }),
+      );
+    }
+  }
+
   /** What to say of a session that could not be encrypted. */
   explain(host: string, error: unknown): Error {
     const text = error instanceof Error ? error.message : String(error);
@@ -126,7 +145,7 @@ export function readTls(parameters: Parameters, isTcp: boolean): TlsPolicy {
   const file = (name: string, byDefault: string): NamedFile => {
     const path = parameters.get(name);
     if (path !== undefined) return { path, origin: parameters.origin(name) };
-    return { path: join(homedir(), '.postgresql', byDefault), origin: undefined };
+    return { path: homeFile('.postgresql', byDefault), origin: undefined };
   };
   const policy = new TlsPolicy(
     mode,
@@ -139,7 +158,7 @@ export function readTls(parameters: Parameters, isTcp: boolean): TlsPolicy {
     },
     { options, sendsName: parameters.choice('sslsni', ['0', '1']) !== '0' },
   );
-  if (isTcp && mode !== 'disable') policy.optionsFor('localhost');
+  if (isTcp && mode !== 'disable') policy.check();
   return policy;
 }
 
@@ -174,6 +193,19 @@ function checkKeyMode({ path }: NamedFile): void {
   throw new ConfigError(
     `the private key file ${path} may be read by others: its mode is ${octal}; chmod 0600 ${path}`,
   );
+}
+
+/** @throws ConfigError when OpenSSL cannot */
+function use(what: string, { path }: NamedFile, work: () => unknown): void {
+  try {
+    work();
+  } catch (error) {
+    const text = error instanceof Error ? error.message : String(error);
+    const hint = what.startsWith('private key')
+      ? '; is sslpassword right, and the key this one?'
+      : '';
+    throw new ConfigError(`the ${what} ${path} cannot be used: ${text}${hint}`);
+  }
 }
 
 /** @returns undefined for a default file that is not there. @throws ConfigError */
