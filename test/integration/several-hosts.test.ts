@@ -5,7 +5,6 @@ import { UnreachableError } from '../../src/errors.js';
 import { applyMigrations } from '../../src/postgres/migrate.js';
 import { openSession } from '../../src/postgres/session.js';
 import { runCli } from '../support/cli.js';
-import { Harness } from '../support/harness.js';
 import { TestBed, waitFor, waitUntilReplayed, type Server } from '../support/servers/index.js';
 import { setHba } from '../support/tls/index.js';
 
@@ -207,45 +206,5 @@ describe('notify', () => {
     );
     expect(await reporting).toMatchObject({ exitCode: 0, stderr: '' });
     counting.close();
-  });
-});
-
-describe('a controller with several hosts', () => {
-  it('works on the primary, and follows it through failovers of the coordinator', async () => {
-    const h = await Harness.start({
-      template,
-      groups: 1,
-      standbys: false,
-      coordinatorStandby: true,
-    });
-    try {
-      const group = h.cluster.group(0);
-      const [first, second] = [group.standby, group.primary];
-      const hosts = { host: `${first.address},${second.host}`, port: second.port };
-      const controller = h.spawnController({}, hosts);
-      await controller.active();
-      await waitUntilReplayed(group.primary, group.standby);
-      for (let round = 1; round <= 2; round += 1) {
-        await group.switchover();
-        await group.rejoin();
-        await h.reconnect();
-        await waitFor('the controller to be active on the new primary', async () => {
-          const { rows } = await h.db.query<{ sessions: number }>(
-            `SELECT count(*)::integer AS sessions FROM pg_stat_activity
-             WHERE application_name IN ('mpp-controller control', 'mpp-controller listen')`,
-          );
-          return rows[0]?.sessions === 2;
-        });
-        const task = await h.request({
-          event: 'after_promote',
-          groupid: 1,
-          node: h.cluster.group(1).primary,
-        });
-        expect(task.status).toBe('done');
-      }
-      expect(await controller.end()).toBe(0);
-    } finally {
-      await h.stop();
-    }
   });
 });
