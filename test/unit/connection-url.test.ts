@@ -132,10 +132,10 @@ describe('several hosts', () => {
   });
 
   it('are those of the URL, whatever the variables say', () => {
-    expect(serversOf('postgres://a,b/d', { PGHOST: 'c', PGHOSTADDR: '' })).toEqual([
-      'a 5432',
-      'b 5432',
-    ]);
+    const servers = ['a 5432', 'b 5432'];
+    expect(serversOf('postgres://a,b/d', { PGHOST: 'c', PGHOSTADDR: '' })).toEqual(servers);
+    expect(serversOf('postgres://a,b/d', { PGPORT: '7' })).toEqual(servers);
+    expect(serversOf('postgres://a/d', { PGPORT: '7' })).toEqual(['a 7']);
   });
 
   it.each([

@@ -31,18 +31,13 @@ export function parseUri(uri: string): UriParameters {
     add('user', user);
     add('password', password);
   }
-  const places = splitHosts(hosts).map(parseHost);
+  const places = hosts.split(',').map(parseHost);
   add('host', places.map(({ host }) => host).join(','));
-  if (places.some(({ port }) => port !== '')) {
-    add('port', places.map(({ port }) => port).join(','));
-  }
+  // Of several hosts a missing port is the default, not that of PGPORT: `a,b` gives `,`.
+  add('port', places.map(({ port }) => port).join(','));
   add('dbname', path);
   for (const [name, value] of parseQuery(query)) given.set(name, value);
   return given;
-}
-
-function splitHosts(text: string): string[] {
-  return text.split(',');
 }
 
 function parseHost(text: string): { host: string; port: string } {
