@@ -6,7 +6,7 @@ import { DatabaseStateError, MppError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
 import { knownMigration } from '../postgres/migrate.js';
-import { errorText } from '../postgres/session.js';
+import { errorText, tryLast } from '../postgres/session.js';
 import { checkTopology } from '../topology/topology.js';
 import { packageVersion } from '../version.js';
 import { ControlSession } from './leader.js';
@@ -61,6 +61,8 @@ class ControllerProcess implements Controller {
   /** The newest migration of the code; read once, as an upgrade replaces the files. */
   #known = 0;
   #said: string | undefined;
+  /** Its servers in the order in which they are tried next. */
+  #connection;
   /** True once there is something to wait for: it has worked here, or will after a promotion. */
   #settled = false;
   #running: Promise<void> | undefined;
@@ -69,6 +71,7 @@ class ControllerProcess implements Controller {
 
   constructor(settings: Settings, logger: Logger) {
     this.#settings = settings;
+    this.#connection = settings.connection;
     this.#root = logger;
     this.#logger = componentLogger(logger, 'controller');
     this.#mpp = createMPP(settings);
@@ -110,6 +113,9 @@ class ControllerProcess implements Controller {
             await this.#lead(control, rivals, version);
           }
         } finally {
+          // An old coordinator that takes writes, too, must not be found first for ever.
+          if (rivals.found.aborted)
+            this.#connection = tryLast(this.#connection, control.connection);
           await Promise.all([rivals.stop(), control.close()]);
         }
       } catch (error) {
@@ -123,7 +129,7 @@ class ControllerProcess implements Controller {
     this.#logger.info('controller stopped');
   }
 
-  async #open(connection = this.#settings.connection): Promise<ControlSession> {
+  async #open(connection = this.#connection): Promise<ControlSession> {
     const { schema, heartbeatMs } = this.#settings;
     const contract = { schema, known: this.#known };
     return ControlSession.open(connection, contract, this.#mpp, heartbeatMs);

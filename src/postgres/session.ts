@@ -65,6 +65,15 @@ export function eachServer({ servers, ...rest }: Connection): Connection[] {
   return servers?.map((server) => ({ ...rest, ...server })) ?? [rest];
 }
 
+/** The same connection, with one of its servers tried after all others. */
+export function tryLast(connection: Connection, last: Connection): Connection {
+  if (connection.servers === undefined) return connection;
+  const isLast = ({ host, port, hostaddr }: ServerAddress): boolean =>
+    host === last.host && port === last.port && hostaddr === last.hostaddr;
+  const others = connection.servers.filter((server) => !isLast(server));
+  return { ...connection, servers: [...others, ...connection.servers.filter(isLast)] };
+}
+
 /**
  * Opens one session. Its `statement_timeout` and `lock_timeout` are set by a statement once it is
  * open: PgBouncer refuses a login with parameters that it does not know.

@@ -45,6 +45,38 @@ describe('a controller with several hosts', () => {
   });
 });
 
+describe('a controller whose first host is an old coordinator that takes writes', () => {
+  it('works on the one that was promoted', async () => {
+    const h = await Harness.start({
+      template,
+      groups: 1,
+      standbys: false,
+      coordinatorStandby: true,
+    });
+    try {
+      const { primary: old, standby: promoted } = h.cluster.group(0);
+      await waitUntilReplayed(old, promoted);
+      const controller = h.spawnController(
+        {},
+        { host: `${old.address},${promoted.host}`, port: promoted.port },
+      );
+      await controller.active();
+      await promoted.promote();
+      await promoted.withSession((session) =>
+        waitFor('the controller to be on the promoted server', async () => {
+          const { rowCount } = await session.query(
+            "SELECT FROM pg_stat_activity WHERE application_name = 'mpp-controller listen'",
+          );
+          return rowCount === 1;
+        }),
+      );
+      expect(await controller.end()).toBe(0);
+    } finally {
+      await h.stop();
+    }
+  });
+});
+
 describe('a controller whose coordinator takes no writes', () => {
   let h: Harness;
 
