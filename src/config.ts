@@ -188,7 +188,7 @@ type Values = { readonly [K in SettingName]: z.output<(typeof SETTINGS)[K]['sche
 
 /** Everything that the program is told from outside. Times are in milliseconds. Frozen. */
 export interface Settings extends Values {
-  /** From DATABASE_URL. Without one it is empty, and node-postgres reads the PG* variables. */
+  /** From DATABASE_URL, and for what it leaves out from the PG* variables. */
   readonly connection: Connection;
   /** How nodes other than the server of `connection` are logged in to: MPP_NODE_URL, or as there. */
   readonly node: NodeCredentials;
@@ -226,18 +226,17 @@ export function loadSettings(
       readSetting(setting, env, flags),
     ]),
   ) as Values;
-  const url = env['DATABASE_URL'];
-  const connection = url === undefined || url === '' ? {} : connectionFromUrl(url);
+  const connection = connectionFromUrl(env['DATABASE_URL'], env);
   const settings: Settings = Object.freeze({
     ...values,
     connection: Object.freeze(connection),
-    node: nodeCredentials(connection, env['MPP_NODE_URL']),
+    node: nodeCredentials(connection, env),
     siblings: Object.freeze([]),
     patroniAuth: env['MPP_PATRONI_AUTH'] || undefined,
   });
   const { databases } = settings;
   if (databases === undefined) return settings;
-  const named = connection.database ?? env['PGDATABASE'] ?? '';
+  const named = connection.database ?? '';
   return inDatabase(settings, databases.includes(named) ? named : (databases[0] ?? named));
 }
 

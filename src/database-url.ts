@@ -1,55 +1,68 @@
-import pg from 'pg';
+import { userInfo } from 'node:os';
 import { ConfigError } from './errors.js';
+import { readServers, readTarget } from './postgres/connection/hosts.js';
+import { readParameters, type Parameters } from './postgres/connection/parameters.js';
+import { defaultPasswordFile } from './postgres/connection/password.js';
+import { readTls } from './postgres/connection/tls.js';
 import type { Connection } from './postgres/session.js';
 
-const FORM = 'a URL such as postgresql://user@host:5432/database';
-
 /**
- * Turns DATABASE_URL into the settings of a session: host, port, user, password, database, ssl, and the
- * parameters `options` and `connect_timeout`. What the URL leaves out comes from the PG* variables, as
- * with every client of node-postgres.
+ * Reads where the database is and as whom to log in: from a URL, and for what it leaves out from the PG*
+ * variables, in libpq's meaning of both. node-postgres has its own meaning of several of them, so
+ * that it gets nothing that is left to read.
  *
- * The URL is taken apart here because node-postgres lets a `connectionString` win over everything beside
- * it: over the application_name by which our sessions are known, and over the database. Its own parser
- * does the work, so that sockets, percent-encoding and ssl parameters mean what they mean elsewhere.
- *
- * @param variable where the URL comes from, for errors.
- * @throws ConfigError when it cannot be read. The message never has any part of the URL in it.
+ * @param url undefined or empty: all of it comes from the variables
+ * @param variable where the URL comes from, for errors
+ * @throws ConfigError when it cannot be read or used. The message never has any part of the URL in it.
  */
-export function connectionFromUrl(url: string, variable = 'DATABASE_URL'): Connection {
-  if (!/^(postgres(ql)?:\/\/|socket:|\/)/.test(url)) {
-    throw new ConfigError(`${variable} is not a connection URL; give ${FORM}`);
-  }
-  const client = readUrl(url, variable);
-  const { host, port, user, database, password, ssl } = client;
-  if (!Number.isInteger(port) || port < 1 || port > 65_535) {
-    throw new ConfigError(`${variable} has a wrong port; give a number from 1 to 65535`);
-  }
-  const parameters = new URLSearchParams(url.split('?')[1]);
+export function connectionFromUrl(
+  url: string | undefined,
+  env: NodeJS.ProcessEnv,
+  variable = 'DATABASE_URL',
+): Connection {
+  const parameters = readParameters(url, env, variable);
+  const servers = readServers(parameters);
+  const user = parameters.get('user') ?? loginName(variable);
+  const password = parameters.get('password');
   const options = parameters.get('options');
-  const connectTimeout = Number(parameters.get('connect_timeout') ?? 0);
   return {
-    host,
-    port,
+    ...(servers.length === 1 ? servers[0] : { servers: Object.freeze(servers) }),
+    targetSessionAttrs: readTarget(parameters, servers),
     user,
-    database,
-    ssl,
+    // As libpq, the user's name where none is given.
+    database: parameters.get('dbname') ?? user,
+    tls: readTls(
+      parameters,
+      servers.some(({ host, hostaddr }) => hostaddr !== undefined || !host.startsWith('/')),
+    ),
+    passwordFile: parameters.get('passfile') ?? defaultPasswordFile(),
     // A function prints as [Function] wherever the settings might be shown.
-    ...(typeof password === 'string' && { password: () => password }),
-    ...(options !== null && { options }),
-    ...(connectTimeout > 0 && { connectionTimeoutMillis: connectTimeout * 1_000 }),
+    ...(password !== undefined && { password: () => password }),
+    ...(options !== undefined && { options }),
+    ...timesOf(parameters),
   };
 }
 
-function readUrl(url: string, variable: string): pg.Client {
+function timesOf(
+  parameters: Parameters,
+): Pick<Connection, 'connectionTimeoutMillis' | 'keepAlive' | 'keepAliveInitialDelayMillis'> {
+  const connectTimeout = parameters.integer('connect_timeout') ?? 0;
+  const keepsAlive = parameters.integer('keepalives') ?? 1;
+  const idle = parameters.integer('keepalives_idle') ?? 0;
+  return {
+    ...(connectTimeout > 0 && { connectionTimeoutMillis: connectTimeout * 1_000 }),
+    ...(keepsAlive === 0 && { keepAlive: false }),
+    ...(idle > 0 && { keepAliveInitialDelayMillis: idle * 1_000 }),
+  };
+}
+
+/** The operating system's name for the user; in a container there may be none. */
+function loginName(variable: string): string {
   try {
-    return new pg.Client({ connectionString: url });
-  } catch (error) {
-    // A certificate file is read at once; its path is no secret, the rest of the URL may be.
-    const path = error instanceof Error && 'path' in error ? error.path : undefined;
-    if (typeof path === 'string') {
-      throw new ConfigError(`${variable} names a file that cannot be read: ${path}`);
-    }
-    throw new ConfigError(`${variable} cannot be read; give ${FORM}, special characters as %xx`);
+    return userInfo().username;
+  } catch {
+    throw new ConfigError(
+      `no user to log in as: ${variable} and PGUSER name none, and neither does the operating system`,
+    );
   }
 }

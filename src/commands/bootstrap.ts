@@ -1,8 +1,8 @@
 import { Command } from 'commander';
-import pg from 'pg';
-import type { Settings } from '../config.js';
 import { eachDatabase } from '../databases.js';
 import { createMPP } from '../mpp/index.js';
+import { chooseServer } from '../postgres/database.js';
+import type { Connection } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [
@@ -25,10 +25,11 @@ export function bootstrapCommand(io: Io): Command {
     );
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
-    const host = settings.coordinatorHost ?? connectionHost(settings);
     const worker = command.opts<{ worker?: boolean }>().worker === true;
     const mpp = createMPP(settings);
-    for (const { connection } of eachDatabase(settings)) {
+    for (const one of eachDatabase(settings)) {
+      const connection = await chooseServer(one.connection);
+      const host = settings.coordinatorHost ?? connectionHost(connection, settings.localHostname);
       await mpp.bootstrap(
         {
           connection,
@@ -53,9 +54,8 @@ export function bootstrapCommand(io: Io): Command {
 }
 
 /** Where we connect is where others may connect too, unless it is a socket. */
-function connectionHost(settings: Settings): string {
-  const { host } = new pg.Client(settings.connection);
-  return host.startsWith('/') ? settings.localHostname : host;
+function connectionHost({ host = 'localhost' }: Connection, localHostname: string): string {
+  return host.startsWith('/') ? localHostname : host;
 }
 
 function isLoopback(host: string): boolean {

@@ -61,11 +61,12 @@ function hintOf(error: unknown): string | undefined {
 const NOT_MIGRATED =
   'Is MPP_SCHEMA right, and has mpp-controller migrate been run in this database?';
 
-/** By SQLSTATE: undefined table, function and schema, and a missing right. */
+/** By SQLSTATE: undefined table, function and schema, a missing right, and a server that takes no writes. */
 const HINTS: Readonly<Record<string, string>> = {
   '42P01': NOT_MIGRATED,
   '42883': NOT_MIGRATED,
   '3F000': NOT_MIGRATED,
+  '25006': 'Connect to the primary, or name all hosts of the coordinator in DATABASE_URL.',
   '42501':
     'Connect as a role that may: mpp_client reports, mpp_operator looks, a superuser sets up.',
 };

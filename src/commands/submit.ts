@@ -1,8 +1,16 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
 import type { Settings } from '../config.js';
 import { formatDuration } from '../duration.js';
-import { UnreachableError } from '../errors.js';
-import { describeConnection, errorText, sessionConfig } from '../postgres/session.js';
+import { ConfigError, UnreachableError } from '../errors.js';
+import {
+  CONNECT_MS,
+  describeConnection,
+  eachServer,
+  errorText,
+  isReadOnlyServer,
+  type Connection,
+} from '../postgres/session.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { CommandError, EXIT } from './exit.js';
 import { withSession } from './with-session.js';
@@ -32,14 +40,39 @@ export interface Acknowledgement {
  * @param withinMs how long the server may take for it; one that is silent gets a little more
  * @returns the id of the task, a bigint in text
  * @throws CommandError with `EXIT.timedOut` when the server gave up and nothing was reported;
- *   UnreachableError, which says so when nobody can tell whether it was; whatever PostgreSQL says
- *   about the input
+ *   UnreachableError, which says so when nobody can tell whether it was, or when no server takes writes
+ *   (with several hosts, not before the time is over); whatever PostgreSQL says about the input
  */
 export async function submitTask(
   settings: Settings,
   report: Report,
   withinMs: number,
 ): Promise<string> {
+  const until = performance.now() + withinMs;
+  for (let retryMs = FIRST_RETRY_MS; ; retryMs = Math.min(2 * retryMs, LAST_RETRY_MS)) {
+    try {
+      return await submitOnce(settings, report, Math.max(1, Math.ceil(until - performance.now())));
+    } catch (error) {
+      const remaining = until - performance.now();
+      // An attempt without time would only fail for want of time, and hide why.
+      if (!isAnotherComing(settings, error) || remaining < retryMs + LEAST_ATTEMPT_MS) throw error;
+      await delay(retryMs);
+    }
+  }
+}
+
+/**
+ * With several hosts, one of them is soon to be promoted. A report whose fate is unknown is made again, which
+ * does no harm; a login that was refused would be refused again.
+ */
+function isAnotherComing({ connection }: Settings, error: unknown): boolean {
+  if (connection.servers === undefined || !(error instanceof UnreachableError)) return false;
+  if (error.cause instanceof ConfigError) return false;
+  const state = sqlState(error.cause);
+  return state === undefined || isReadOnlyServer(error) || isSessionLost(error.cause);
+}
+
+async function submitOnce(settings: Settings, report: Report, withinMs: number): Promise<string> {
   return withSession(boundTo(settings, withinMs), 'notify', async (client) => {
     const values = [
       report.event,
@@ -68,6 +101,13 @@ function unreported(error: unknown, settings: Settings, withinMs: number): unkno
       error,
     );
   }
+  if (isReadOnlyServer(error)) {
+    return new UnreachableError(
+      `${describeConnection(settings.connection)} takes no writes (${errorText(error)}), nothing was ` +
+        'reported; report to the primary, or name all hosts of the coordinator in DATABASE_URL',
+      error,
+    );
+  }
   if (!isSessionLost(error)) return error;
   return new UnreachableError(
     `lost the session with ${describeConnection(settings.connection)} (${errorText(error)}), nobody ` +
@@ -78,16 +118,25 @@ function unreported(error: unknown, settings: Settings, withinMs: number): unkno
 
 /** The settings with every step of a session bounded, on the server and here. */
 function boundTo(settings: Settings, withinMs: number): Settings {
-  const { connectionTimeoutMillis } = sessionConfig(settings.connection, 'notify');
   return {
     ...settings,
     connection: {
       ...settings.connection,
-      connectionTimeoutMillis: Math.min(connectionTimeoutMillis || withinMs, withinMs),
+      ...connectWithin(settings, withinMs),
       statement_timeout: withinMs,
       query_timeout: withinMs + GRACE_MS,
     },
   };
+}
+
+/** One host that does not answer must leave time for the others. */
+function connectWithin(
+  { connection }: Settings,
+  withinMs: number,
+): Pick<Connection, 'connectionTimeoutMillis'> {
+  const eachMs = Math.ceil(withinMs / eachServer(connection).length);
+  const { connectionTimeoutMillis = CONNECT_MS } = connection;
+  return { connectionTimeoutMillis: Math.max(1, Math.min(connectionTimeoutMillis, eachMs)) };
 }
 
 /**
@@ -104,12 +153,16 @@ export async function waitForTask(
   const until = performance.now() + timeoutMs;
   const bounded: Settings = {
     ...settings,
-    connection: { ...settings.connection, query_timeout: LOOK_MS + GRACE_MS },
+    connection: {
+      ...settings.connection,
+      ...(settings.connection.servers && connectWithin(settings, timeoutMs)),
+      query_timeout: LOOK_MS + GRACE_MS,
+    },
   };
-  for (let retryMs = 50; ; retryMs = Math.min(2 * retryMs, 1_000)) {
+  for (let retryMs = FIRST_RETRY_MS; ; retryMs = Math.min(2 * retryMs, LAST_RETRY_MS)) {
     try {
       return await withSession(bounded, 'notify', async (client) => {
-        retryMs = 50;
+        retryMs = FIRST_RETRY_MS;
         return watch(client, id, until);
       });
     } catch (error) {
@@ -121,7 +174,7 @@ export async function waitForTask(
           error,
         );
       }
-      await new Promise((resolve) => setTimeout(resolve, Math.min(retryMs, remaining)));
+      await delay(Math.min(retryMs, remaining));
     }
   }
 }
@@ -145,6 +198,9 @@ async function watch(client: pg.Client, id: string, until: number): Promise<Ackn
 /** A wait is cut in looks, so that a server that has vanished is found by its silence. */
 const LOOK_MS = 2_000;
 const GRACE_MS = 3_000;
+const FIRST_RETRY_MS = 50;
+const LAST_RETRY_MS = 1_000;
+const LEAST_ATTEMPT_MS = 250;
 
 /** The server ends the statement for statement_timeout (or pg_cancel_backend), or a role's lock_timeout. */
 const GIVEN_UP = new Set(['57014', '55P03']);

@@ -6,7 +6,7 @@ import { DatabaseStateError, MppError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
 import { knownMigration } from '../postgres/migrate.js';
-import { errorText } from '../postgres/session.js';
+import { errorText, tryLast } from '../postgres/session.js';
 import { checkTopology } from '../topology/topology.js';
 import { packageVersion } from '../version.js';
 import { ControlSession } from './leader.js';
@@ -61,6 +61,8 @@ class ControllerProcess implements Controller {
   /** The newest migration of the code; read once, as an upgrade replaces the files. */
   #known = 0;
   #said: string | undefined;
+  /** Its servers in the order in which they are tried next. */
+  #connection;
   /** True once there is something to wait for: it has worked here, or will after a promotion. */
   #settled = false;
   #running: Promise<void> | undefined;
@@ -69,6 +71,7 @@ class ControllerProcess implements Controller {
 
   constructor(settings: Settings, logger: Logger) {
     this.#settings = settings;
+    this.#connection = settings.connection;
     this.#root = logger;
     this.#logger = componentLogger(logger, 'controller');
     this.#mpp = createMPP(settings);
@@ -110,6 +113,9 @@ class ControllerProcess implements Controller {
             await this.#lead(control, rivals, version);
           }
         } finally {
+          // An old coordinator that takes writes, too, must not be found first for ever.
+          if (rivals.found.aborted)
+            this.#connection = tryLast(this.#connection, control.connection);
           await Promise.all([rivals.stop(), control.close()]);
         }
       } catch (error) {
@@ -123,8 +129,8 @@ class ControllerProcess implements Controller {
     this.#logger.info('controller stopped');
   }
 
-  async #open(): Promise<ControlSession> {
-    const { connection, schema, heartbeatMs } = this.#settings;
+  async #open(connection = this.#connection): Promise<ControlSession> {
+    const { schema, heartbeatMs } = this.#settings;
     const contract = { schema, known: this.#known };
     return ControlSession.open(connection, contract, this.#mpp, heartbeatMs);
   }
@@ -174,14 +180,15 @@ class ControllerProcess implements Controller {
     const { strategy, version: mppVersion } = control.handler;
     const lead = new Lead(
       {
-        settings: this.#settings,
+        // One term works on one server, whichever of several it was.
+        settings: { ...this.#settings, connection: control.connection },
         logger: this.#root,
         mpp: this.#mpp,
         controller: this.#id,
         version,
         signal: this.#abort.signal,
         replaced: rivals.found,
-        open: () => this.#open(),
+        open: () => this.#open(control.connection),
         onActive: () => this.#say(`active, with strategy ${strategy} on Citus ${mppVersion}`),
       },
       control.identity,
@@ -193,7 +200,7 @@ class ControllerProcess implements Controller {
   /** What a person must put right before this can work at all; once it has worked, we wait instead. */
   #isFatal(error: unknown): boolean {
     if (this.#settled) return false;
-    if (error instanceof DatabaseStateError) return error.code !== 'IN_RECOVERY';
+    if (error instanceof DatabaseStateError) return !MAY_PASS.has(error.code);
     return error instanceof MppError && !error.retryable;
   }
 
@@ -208,6 +215,9 @@ class ControllerProcess implements Controller {
     await pause(ms, this.#abort.signal);
   }
 }
+
+/** What ends without a change to the setup: a promotion, a maintenance. */
+const MAY_PASS = new Set(['IN_RECOVERY', 'READ_ONLY']);
 
 /** What a person must change, and not for our sake alone. The promotion of a standby is asked for often. */
 function isLasting(error: unknown): boolean {

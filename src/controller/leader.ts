@@ -3,7 +3,8 @@ import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
 import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
 import { checkMigrated, refuseNewer } from '../postgres/migrate.js';
 import { LEADER_LOCK } from '../postgres/locks.js';
-import { openSession, type Connection } from '../postgres/session.js';
+import { refuseReadOnly } from '../postgres/connection/target.js';
+import { eachServer, openOnServer, type Connection } from '../postgres/session.js';
 
 /** The SQL contract that a process works by. */
 export interface Contract {
@@ -18,6 +19,8 @@ export interface Contract {
  */
 export class ControlSession {
   readonly client: pg.Client;
+  /** With the one server that this session is with. */
+  readonly connection: Connection;
   readonly handler: AbstractMPPHandler;
   /** Of the server that it is with. */
   readonly identity: ServerIdentity;
@@ -26,11 +29,13 @@ export class ControlSession {
 
   private constructor(
     client: pg.Client,
+    connection: Connection,
     handler: AbstractMPPHandler,
     identity: ServerIdentity,
     contract: Contract,
   ) {
     this.client = client;
+    this.connection = connection;
     this.handler = handler;
     this.identity = identity;
     this.#contract = contract;
@@ -40,8 +45,8 @@ export class ControlSession {
   }
 
   /**
-   * @throws UnreachableError, or DatabaseStateError: `IN_RECOVERY` on a standby, `SCHEMA_…` when the
-   *   SQL contract is not this version's, `NO_…` when Citus or a right is missing.
+   * @throws UnreachableError, or DatabaseStateError: `IN_RECOVERY` on a standby, `READ_ONLY` on a server that
+   *   takes no writes, `SCHEMA_…` when the SQL contract is not this version's, `NO_…` when Citus or a right is missing.
    */
   static async open(
     connection: Connection,
@@ -49,7 +54,7 @@ export class ControlSession {
     mpp: AbstractMPP,
     heartbeatMs: number,
   ): Promise<ControlSession> {
-    const client = await openSession(
+    const { client, index } = await openOnServer(
       { ...connection, query_timeout: QUERY_TIMEOUT_MS, statement_timeout: QUERY_TIMEOUT_MS },
       'control',
       contract.schema,
@@ -62,7 +67,10 @@ export class ControlSession {
       await refuseNewer(client, contract.schema, contract.known);
       const identity = await readIdentity(client);
       await checkMigrated(client, contract.schema, contract.known);
-      return new ControlSession(client, await mpp.inspect(client), identity, contract);
+      await refuseReadOnly(client);
+      const handler = await mpp.inspect(client);
+      const server = eachServer(connection)[index] ?? connection;
+      return new ControlSession(client, server, handler, identity, contract);
     } catch (error) {
       await client.end().catch(() => undefined);
       throw error;

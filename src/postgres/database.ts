@@ -1,6 +1,6 @@
-import pg from 'pg';
+import type pg from 'pg';
 import { UnreachableError } from '../errors.js';
-import { openSession, type Connection } from './session.js';
+import { eachServer, openOnServer, openSession, type Connection } from './session.js';
 import { sqlState } from './sqlstate.js';
 
 /**
@@ -14,10 +14,26 @@ export async function openDatabase(
   let made = false;
   const client = await openSession(connection, 'bootstrap').catch(async (error: unknown) => {
     if (!isMissingDatabase(error)) throw error;
-    made = await createDatabase(connection, new pg.Client(connection).database ?? '');
+    made = await createDatabase(connection, connection.database ?? connection.user ?? '');
     return openSession(connection, 'bootstrap');
   });
   return { client, made };
+}
+
+/**
+ * Chooses one of several servers, for what opens sessions time and again and must find the same. Its database
+ * may have yet to be made.
+ *
+ * @throws UnreachableError
+ */
+export async function chooseServer(connection: Connection): Promise<Connection> {
+  if (connection.servers === undefined) return connection;
+  const opened = await openOnServer(connection, 'bootstrap').catch((error: unknown) => {
+    if (!isMissingDatabase(error)) throw error;
+    return openOnServer({ ...connection, database: 'postgres' }, 'bootstrap');
+  });
+  await opened.client.end().catch(() => undefined);
+  return eachServer(connection)[opened.index] ?? connection;
 }
 
 /** True for a session that was refused because its database is not there. */

@@ -1,22 +1,24 @@
-import pg from 'pg';
 import { connectionFromUrl } from '../database-url.js';
 import type { Address } from '../tasks/task.js';
 import type { Connection } from './session.js';
 
 /** As whom, to which database and how encrypted a session with any node of the cluster is opened. */
-export type NodeCredentials = Readonly<Omit<Connection, 'host' | 'port'>>;
+export type NodeCredentials = Readonly<Omit<Connection, (typeof PLACE)[number]>>;
+
+/** What says of a connection which server it is with. */
+const PLACE = ['host', 'port', 'hostaddr', 'servers', 'targetSessionAttrs'] as const;
 
 /**
- * The credentials of nodes: those of MPP_NODE_URL, whose host and port mean nothing, or else those of
+ * The credentials of nodes: those of MPP_NODE_URL, whose hosts and ports mean nothing, or else those of
  * our own connection.
  *
  * @throws ConfigError when the URL cannot be read.
  */
-export function nodeCredentials(own: Connection, url: string | undefined): NodeCredentials {
-  const given = url === undefined || url === '' ? own : connectionFromUrl(url, 'MPP_NODE_URL');
-  const credentials = { ...given };
-  delete credentials.host;
-  delete credentials.port;
+export function nodeCredentials(own: Connection, env: NodeJS.ProcessEnv): NodeCredentials {
+  const url = env['MPP_NODE_URL'];
+  const given = url ? connectionFromUrl(url, env, 'MPP_NODE_URL') : own;
+  const credentials: Connection = { ...given };
+  for (const name of PLACE) Reflect.deleteProperty(credentials, name);
   return Object.freeze(credentials);
 }
 
@@ -25,8 +27,7 @@ export function nodeInDatabase(credentials: NodeCredentials, database: string): 
   return Object.freeze({ ...credentials, database });
 }
 
-/** The connection of one node. The database is named, or node-postgres would take the user's name. */
+/** The connection of one node. */
 export function nodeConnection(credentials: NodeCredentials, { host, port }: Address): Connection {
-  const database = credentials.database ?? new pg.Client({ ...credentials }).database;
-  return { ...credentials, host, port, ...(database === undefined ? {} : { database }) };
+  return { ...credentials, host, port };
 }

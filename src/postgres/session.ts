@@ -1,9 +1,29 @@
 import pg from 'pg';
-import { UnreachableError } from '../errors.js';
+import { ConfigError, DatabaseStateError, UnreachableError } from '../errors.js';
+import { formatServer, type ServerAddress, type TargetSessionAttrs } from './connection/hosts.js';
+import { defaultPasswordFile, passwordFromFile } from './connection/password.js';
+import { ServerStream } from './connection/stream.js';
+import { checkTarget } from './connection/target.js';
+import type { TlsPolicy } from './connection/tls.js';
 import { nameSchema } from './schema-name.js';
+import { sqlState } from './sqlstate.js';
 
-/** Where the database is and as whom: everything that node-postgres takes but the names we set. */
-export type Connection = Omit<pg.ClientConfig, 'application_name' | 'connectionString'>;
+/** Where the database is and as whom: what node-postgres takes but for the names that we set, and more. */
+export interface Connection extends Omit<
+  pg.ClientConfig,
+  'application_name' | 'connectionString' | 'ssl' | 'stream'
+> {
+  /** The address of `host`, if it is not to be resolved. */
+  readonly hostaddr?: string;
+  /** Several servers, in place of `host` and `port`: they are tried in this order. */
+  readonly servers?: readonly ServerAddress[];
+  /** Which of the servers will do; any by default. */
+  readonly targetSessionAttrs?: TargetSessionAttrs;
+  /** Without it sessions are not encrypted. */
+  readonly tls?: TlsPolicy;
+  /** Where the password is looked up, if there is none in `password`. */
+  readonly passwordFile?: string;
+}
 
 /** What every session of ours is called in pg_stat_activity: `mpp-controller`, then what it is for. */
 export function applicationName(purpose: string): string {
@@ -11,17 +31,47 @@ export function applicationName(purpose: string): string {
 }
 
 /**
- * The settings of one session. Keep-alive and a connect timeout are off by default in node-postgres;
- * without them a host that vanishes hangs us for as long as TCP likes.
+ * The settings of one session with one server. Keep-alive and a connect timeout are off by default in
+ * node-postgres; without them a host that vanishes hangs us for as long as TCP likes.
  */
 export function sessionConfig(connection: Connection, purpose: string): pg.ClientConfig {
+  const { servers, tls, hostaddr, passwordFile, ...rest } = connection;
+  const login: pg.ClientConfig = rest;
+  if (servers !== undefined) throw new Error('a session is with one server; see openOnServer');
+  const { host = 'localhost', port = DEFAULT_PORT, user = '', database = user } = login;
+  const file = passwordFile ?? defaultPasswordFile();
   return {
     keepAlive: true,
     keepAliveInitialDelayMillis: 5_000,
-    connectionTimeoutMillis: 5_000,
-    ...connection,
+    connectionTimeoutMillis: CONNECT_MS,
+    ...login,
+    password: login.password ?? (() => passwordFromFile(file, { host, port, user, database })),
+    // Set, so that node-postgres reads no variable for it; our stream encrypts.
+    ssl: false,
+    sslnegotiation: 'postgres',
+    ...(tls && needsStream(connection) && { stream: () => new ServerStream({ tls, hostaddr }) }),
     application_name: applicationName(purpose),
   };
+}
+
+/** Unix sockets have no TLS, and what is never encrypted needs nobody to settle it. */
+function needsStream({ tls, host, hostaddr }: Connection): boolean {
+  if (hostaddr !== undefined) return true;
+  return tls?.mode !== 'disable' && host?.startsWith('/') !== true;
+}
+
+/** The same connection for each of its servers, in their order. */
+export function eachServer({ servers, ...rest }: Connection): Connection[] {
+  return servers?.map((server) => ({ ...rest, ...server })) ?? [rest];
+}
+
+/** The same connection, with one of its servers tried after all others. */
+export function tryLast(connection: Connection, last: Connection): Connection {
+  if (connection.servers === undefined) return connection;
+  const isLast = ({ host, port, hostaddr }: ServerAddress): boolean =>
+    host === last.host && port === last.port && hostaddr === last.hostaddr;
+  const others = connection.servers.filter((server) => !isLast(server));
+  return { ...connection, servers: [...others, ...connection.servers.filter(isLast)] };
 }
 
 /**
@@ -29,12 +79,64 @@ export function sessionConfig(connection: Connection, purpose: string): pg.Clien
  * open: PgBouncer refuses a login with parameters that it does not know.
  *
  * @param schema of our objects, for sessions whose statements name them
- * @throws UnreachableError when the server cannot be reached, refuses the login, or falls silent.
+ * @throws UnreachableError when no server can be reached, or the one that can refuses the login, is not
+ *   what targetSessionAttrs asks for, or falls silent; its cause says which.
  */
 export async function openSession(
   connection: Connection,
   purpose: string,
   schema?: string,
+): Promise<pg.Client> {
+  return (await openOnServer(connection, purpose, schema)).client;
+}
+
+/** The same, and which server it was, by its place in `eachServer`: for what is to work on that one alone. */
+export async function openOnServer(
+  connection: Connection,
+  purpose: string,
+  schema?: string,
+): Promise<{ client: pg.Client; index: number }> {
+  const target = connection.targetSessionAttrs ?? 'any';
+  const failures = new Map<string, unknown>();
+  for (const pass of target === 'prefer-standby' ? (['standby', 'any'] as const) : [target]) {
+    for (const [index, server] of eachServer(connection).entries()) {
+      try {
+        return { client: await openOne(server, purpose, { schema, target: pass }), index };
+      } catch (error) {
+        failures.set(describeServers(server), error);
+        if (!isNextTried(error)) throw unreachable(connection, failures, error);
+      }
+    }
+  }
+  throw unreachable(connection, failures, [...failures.values()].at(-1));
+}
+
+/** As libpq: what a server answers to a login is the answer, unless it only starts or stops. */
+function isNextTried(error: unknown): boolean {
+  if (error instanceof ConfigError) return false;
+  return sqlState(error)?.startsWith('57P') ?? true;
+}
+
+function unreachable(
+  connection: Connection,
+  failures: ReadonlyMap<string, unknown>,
+  cause: unknown,
+): UnreachableError {
+  const texts = [...failures].map(([server, error]) =>
+    failures.size === 1 && connection.servers === undefined
+      ? errorText(error)
+      : `${server}: ${errorText(error)}`,
+  );
+  return new UnreachableError(
+    `cannot connect to ${describeConnection(connection)}: ${texts.join('; ')}`,
+    cause,
+  );
+}
+
+async function openOne(
+  connection: Connection,
+  purpose: string,
+  { schema, target }: { schema: string | undefined; target: TargetSessionAttrs },
 ): Promise<pg.Client> {
   const { statement_timeout, lock_timeout, ...login } = connection;
   const config = sessionConfig(login, purpose);
@@ -43,19 +145,30 @@ export async function openSession(
   client.on('error', () => undefined);
   try {
     await client.connect();
+    await checkTarget(client, target, config.connectionTimeoutMillis);
     if (schema !== undefined || statement_timeout || lock_timeout) {
       const bounds = { statementMs: statement_timeout, lockMs: lock_timeout };
       await setUp(client, config, { ...bounds, ...(schema === undefined ? {} : { schema }) });
     }
   } catch (error) {
     await client.end().catch(() => undefined);
-    throw new UnreachableError(
-      `cannot connect to ${describeConnection(connection)}: ${errorText(error)}`,
-      error,
-    );
+    throw error;
   }
   return client;
 }
+
+/** Whether a server was reached, and does not take writes: during a failover all are so for a while. */
+export function isReadOnlyServer(error: unknown): boolean {
+  const cause = error instanceof UnreachableError ? error.cause : error;
+  return cause instanceof DatabaseStateError
+    ? cause.code === 'IN_RECOVERY' || cause.code === 'READ_ONLY'
+    : sqlState(cause) === READ_ONLY_TRANSACTION;
+}
+
+const READ_ONLY_TRANSACTION = '25006';
+const DEFAULT_PORT = 5432;
+/** How long one server may take, unless connect_timeout says so. */
+export const CONNECT_MS = 5_000;
 
 /** What a session gets once it is open; what is left out stays as its role has it. Times in milliseconds. */
 export interface SetUp {
@@ -98,10 +211,15 @@ const SET_UP = `
          CASE WHEN $2::text IS NOT NULL THEN set_config('statement_timeout', $2::text, false) END,
          CASE WHEN $3::text IS NOT NULL THEN set_config('lock_timeout', $3::text, false) END`;
 
-/** Host, port and database for a message; never the password. */
+/** Hosts, ports and database for a message; never the password. */
 export function describeConnection(connection: Connection): string {
-  const client = new pg.Client(connection);
-  return `${client.host}:${client.port}/${client.database ?? ''}`;
+  return `${describeServers(connection)}/${connection.database ?? connection.user ?? ''}`;
+}
+
+function describeServers(connection: Connection): string {
+  return eachServer(connection)
+    .map(({ host = 'localhost', port = DEFAULT_PORT }) => formatServer({ host, port }))
+    .join(',');
 }
 
 /** One line for any thrown value. node-postgres throws an AggregateError with an empty message. */

@@ -2,7 +2,7 @@ import type pg from 'pg';
 import { readStanding, type ServerIdentity } from '../postgres/identity.js';
 import { nodeConnection, type NodeCredentials } from '../postgres/node-connection.js';
 import { nameSchema } from '../postgres/schema-name.js';
-import { openSession, type Connection } from '../postgres/session.js';
+import { eachServer, openSession, type Connection } from '../postgres/session.js';
 import { formatAddress, type Address } from '../tasks/task.js';
 
 /** A server of our own cluster that takes writes, on a later timeline: it was promoted after ours. */
@@ -17,7 +17,7 @@ export interface RivalSearch {
   readonly nodesQuery: string;
   /** Our schema. */
   readonly schema: string;
-  /** Ours; its address may have come to lead to another server. */
+  /** Ours, with all its servers; an address may have come to lead to another server. */
   readonly connection: Connection;
   /** As whom the other nodes are asked. */
   readonly credentials: NodeCredentials;
@@ -33,7 +33,7 @@ const ASK_MS = 2_000;
  * our system identifier, and a later timeline. Who does not answer in time proves nothing; neither does
  * a server that does not tell its system identifier. Asked are
  *
- * - the address of our own connection, which may be that of a proxy;
+ * - each address of our own connection, which may be that of a proxy;
  * - the members of group 0, in our catalog and in mpp_members;
  * - those that other nodes have for group 0. The new coordinator has told them, and whoever can be
  *   harmed by an old one can be asked by it.
@@ -55,13 +55,19 @@ export async function findRival(search: RivalSearch): Promise<Rival | undefined>
     return answers.find((rival) => rival !== undefined);
   };
 
-  const here = await visit(connection, async (session) => {
-    const rival = await judge(session, 'the address of the connection', identity);
-    return rival ? { rival } : { known: await readKnown(session, search) };
-  });
-  if (here === undefined) return undefined;
-  if (here.rival) return here.rival;
-  const { members, witnesses } = here.known;
+  const answers = await Promise.all(
+    eachServer(connection).map((server) =>
+      visit({ ...server, targetSessionAttrs: 'any' }, async (session) => {
+        const rival = await judge(session, 'the address of the connection', identity);
+        return rival ? { rival } : { known: await readKnown(session, search) };
+      }),
+    ),
+  );
+  const rivalHere = answers.find((answer) => answer?.rival)?.rival;
+  if (rivalHere) return rivalHere;
+  const known = answers.find((answer) => answer?.known)?.known;
+  if (known === undefined) return undefined;
+  const { members, witnesses } = known;
   const [rival, ...told] = await Promise.all([
     ask(members),
     ...witnesses.map((address) =>

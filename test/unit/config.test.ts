@@ -1,13 +1,14 @@
-import pg from 'pg';
 import { describe, expect, it } from 'vitest';
 import { flagOf, loadSettings, SETTINGS, unknownVariables } from '../../src/config.js';
 import { eachDatabase } from '../../src/databases.js';
 import { ConfigError } from '../../src/errors.js';
-import { sessionConfig } from '../../src/postgres/session.js';
 
 describe('loadSettings', () => {
   it('has the documented defaults', () => {
-    expect(loadSettings({})).toEqual({
+    const { connection, node, ...rest } = loadSettings({});
+    expect(connection).toMatchObject({ host: 'localhost', port: 5432, targetSessionAttrs: 'any' });
+    expect(node).not.toHaveProperty('host');
+    expect(rest).toEqual({
       schema: 'public',
       databases: undefined,
       siblings: [],
@@ -31,8 +32,6 @@ describe('loadSettings', () => {
       localHostname: 'localhost',
       coordinatorHost: undefined,
       coordinatorPort: undefined,
-      connection: {},
-      node: {},
     });
   });
 
@@ -77,12 +76,12 @@ describe('loadSettings', () => {
     expect(own).not.toHaveProperty('host');
     const other = loadSettings({
       DATABASE_URL: 'postgresql://me@c:6000/d',
-      MPP_NODE_URL: 'postgresql://you:pw@ignored/e?sslmode=no-verify',
+      MPP_NODE_URL: 'postgresql://you:pw@ignored/e?sslmode=require',
     }).node;
     expect(other).toMatchObject({
       user: 'you',
       database: 'e',
-      ssl: { rejectUnauthorized: false },
+      tls: { mode: 'require' },
     });
     expect(JSON.stringify(other)).not.toContain('pw');
     expect(() => loadSettings({ MPP_NODE_URL: 'you:secret' })).toThrow(
@@ -181,80 +180,5 @@ describe('unknownVariables', () => {
 
   it('is quiet about what the tests and the demo read', () => {
     expect(unknownVariables({ MPP_PG_BIN: 'x', MPP_PG_MAJOR: 'x', MPP_STANDIN: 'x' })).toEqual([]);
-  });
-});
-
-describe('DATABASE_URL', () => {
-  /** What node-postgres makes of the URL once our own settings are beside it. */
-  function clientOf(url: string): pg.Client {
-    return new pg.Client(sessionConfig(loadSettings({ DATABASE_URL: url }).connection, 'test'));
-  }
-
-  it('gives host, port, database and user, percent-encoding undone', () => {
-    const client = clientOf('postgresql://us%40er:p%2Fw@db.example:6000/my%20db');
-    expect(client).toMatchObject({
-      host: 'db.example',
-      port: 6000,
-      database: 'my db',
-      user: 'us@er',
-    });
-  });
-
-  it('hands the password over without showing it', async () => {
-    const { connection } = loadSettings({ DATABASE_URL: 'postgres://u:p%2Fw@h/d' });
-    expect(JSON.stringify(connection)).not.toContain('p/w');
-    expect(typeof connection.password === 'function' ? await connection.password() : null).toBe(
-      'p/w',
-    );
-  });
-
-  it('cannot set the application_name', () => {
-    const { connection } = loadSettings({ DATABASE_URL: 'postgres://h/d?application_name=x' });
-    expect(sessionConfig(connection, 'test').application_name).toBe('mpp-controller test');
-    expect(connection).not.toHaveProperty('application_name');
-    expect(connection).not.toHaveProperty('connectionString');
-  });
-
-  it('reads sockets, in both spellings', () => {
-    expect(clientOf('postgresql://u@%2Fvar%2Frun/d')).toMatchObject({
-      host: '/var/run',
-      database: 'd',
-    });
-    expect(clientOf('postgresql://u@/d?host=/var/run')).toMatchObject({
-      host: '/var/run',
-      database: 'd',
-    });
-  });
-
-  it('keeps ssl, options and the connect timeout', () => {
-    const { connection } = loadSettings({
-      DATABASE_URL:
-        'postgres://h/d?sslmode=no-verify&options=-c%20lock_timeout%3D1s&connect_timeout=7',
-    });
-    expect(connection).toMatchObject({
-      ssl: { rejectUnauthorized: false },
-      options: '-c lock_timeout=1s',
-      connectionTimeoutMillis: 7_000,
-    });
-  });
-
-  it.each([
-    'host=h password=secret',
-    'mysql://u:secret@h/d',
-    'postgres:/u:secret@h/d',
-    'postgres://u:secret@h:99999/d',
-    'postgres://u:secret@[h/d',
-    'postgres://u:secret@h/d?sslrootcert=/no/such/file',
-  ])('refuses %j and shows nothing of its password', (url) => {
-    let caught: unknown;
-    try {
-      loadSettings({ DATABASE_URL: url });
-    } catch (error) {
-      caught = error;
-    }
-    expect(caught).toBeInstanceOf(ConfigError);
-    expect((caught as ConfigError).message).toMatch(/^DATABASE_URL /);
-    expect((caught as ConfigError).message).not.toContain('secret');
-    expect((caught as ConfigError).cause).toBeUndefined();
   });
 });

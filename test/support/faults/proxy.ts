@@ -82,7 +82,10 @@ export class FaultProxy {
   #join(near: Socket, far: Socket): void {
     const link: Link = { near, far, startup: '', deaf: this.#deafToNew };
     this.#links.add(link);
-    near.once('data', (chunk: Buffer) => (link.startup = chunk.toString('latin1')));
+    near.on('data', (chunk: Buffer) => {
+      // A client may first ask for TLS, in a packet of this length.
+      if (link.startup === '' && chunk.length > 8) link.startup = chunk.toString('latin1');
+    });
     this.#forward(link, near, far);
     this.#forward(link, far, near);
   }
