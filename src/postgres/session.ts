@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { UnreachableError } from '../errors.js';
+import { closeSession } from './close.js';
 import { nameSchema } from './schema-name.js';
 
 /** Where the database is and as whom: everything that node-postgres takes but the names we set. */
@@ -48,7 +49,7 @@ export async function openSession(
       await setUp(client, config, { ...bounds, ...(schema === undefined ? {} : { schema }) });
     }
   } catch (error) {
-    await client.end().catch(() => undefined);
+    await closeSession(client);
     throw new UnreachableError(
       `cannot connect to ${describeConnection(connection)}: ${errorText(error)}`,
       error,
