@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
 import type { Settings } from '../config.js';
 import { inDatabase } from '../databases.js';
-import { DatabaseStateError, MppError } from '../errors.js';
+import { DatabaseStateError, MppError, UnreachableError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
 import { knownMigration } from '../postgres/migrate.js';
@@ -83,6 +83,8 @@ class ControllerProcess implements Controller {
   #known = 0;
   readonly #trouble: TroubleReporter;
   #hasLed = false;
+  /** True when it was to stop and the server did not answer. */
+  #isUnrecorded = false;
   #waitsFor: { text: string; since: number } | undefined;
   /** True once there is something to wait for: it has worked here, or will after a promotion. */
   #settled = false;
@@ -138,6 +140,11 @@ class ControllerProcess implements Controller {
         if (error instanceof DatabaseStateError) this.#settled = true;
         await this.#pause(this.#trouble.report(error));
       }
+    }
+    if (this.#isUnrecorded) {
+      throw new UnreachableError(
+        'PostgreSQL does not answer; ended without writing down what was rolled back',
+      );
     }
     this.#logger[level]('controller stopped');
   }
@@ -256,7 +263,11 @@ class ControllerProcess implements Controller {
       },
       control,
     );
-    await lead.run();
+    try {
+      await lead.run();
+    } finally {
+      this.#isUnrecorded = this.#stopping && lead.isUnrecorded;
+    }
     this.#trouble.clear();
   }
 

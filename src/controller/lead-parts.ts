@@ -46,6 +46,7 @@ export class LeadParts {
   readonly #listener: Listener;
   readonly #logger: Logger;
   readonly #severed = new AbortController();
+  #isSilent = false;
 
   constructor(options: LeadPartsOptions) {
     const { settings, logger, mpp, controller, sessions: most, identity, onOtherServer } = options;
@@ -100,6 +101,11 @@ export class LeadParts {
     await severing;
   }
 
+  /** True when the server did not answer at the end, so that what was rolled back is not written down. */
+  get isSilent(): boolean {
+    return this.#isSilent;
+  }
+
   async closeSessions(): Promise<void> {
     await Promise.all([this.db.end(), this.sessions.end()]);
   }
@@ -124,11 +130,15 @@ export class LeadParts {
   async #severIfSilent(control: pg.Client | undefined): Promise<void> {
     const asked = [this.db, ...(control ? [control] : [])].map((one) => one.query('SELECT'));
     const answers = Promise.any(asked).then(
-      () => true,
-      () => false,
+      () => 'yes' as const,
+      () => 'gone' as const,
     );
-    if (await within(SILENT_MS, answers, false)) return;
-    this.#logger.warn('PostgreSQL does not answer; its sessions are closed without waiting');
+    const answer = await within(SILENT_MS, answers, 'silent' as const);
+    if (answer === 'yes') return;
+    this.#isSilent = answer === 'silent';
+    if (this.#isSilent) {
+      this.#logger.warn('PostgreSQL does not answer; its sessions are closed without waiting');
+    }
     this.#severed.abort();
   }
 }

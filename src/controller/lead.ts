@@ -71,6 +71,11 @@ export class Lead {
     });
   }
 
+  /** True when the server did not answer at the end, so that what was rolled back is not written down. */
+  get isUnrecorded(): boolean {
+    return this.#parts.isSilent;
+  }
+
   /** @throws DatabaseStateError when it must not go on: `SCHEMA_…`, or the reason of `replaced`. */
   async run(): Promise<void> {
     try {
