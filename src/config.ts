@@ -72,6 +72,17 @@ export const SETTINGS = {
         .transform(Number),
     ]),
   },
+  maxSessions: {
+    env: 'MPP_MAX_SESSIONS',
+    default: '50',
+    description:
+      'sessions with the coordinator at most; never more than half of what it allows, nor less than a hold takes',
+    accepts: 'a whole number of 1 or more',
+    schema: z
+      .string()
+      .regex(/^[1-9]\d{0,5}$/)
+      .transform(Number),
+  },
   heartbeatMs: {
     env: 'MPP_HEARTBEAT',
     default: '10s',

@@ -53,3 +53,11 @@ export class UnreachableError extends MppError {
     super('UNREACHABLE', message, { cause, retryable: true });
   }
 }
+
+/** All sessions that this controller may open for a purpose are in use (MPP_MAX_SESSIONS): try again later. */
+export class PoolBusyError extends MppError {
+  override readonly name = 'PoolBusyError';
+  constructor(message: string) {
+    super('POOL_BUSY', message, { retryable: true });
+  }
+}

@@ -3,6 +3,7 @@ import type pg from 'pg';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { createMPP } from '../mpp/index.js';
 import type { GucChange, GucStates } from '../mpp/setup.js';
+import { closeSession } from '../postgres/close.js';
 import { isMissingDatabase } from '../postgres/database.js';
 import { openSession, type Connection } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
@@ -22,7 +23,7 @@ export function gucsCommand(io: Io): Command {
       const apply = command.opts<{ apply?: boolean }>().apply === true;
       await showAndApply(io, mpp, client, settings.localHostname, apply);
     } finally {
-      await client.end().catch(() => undefined);
+      await closeSession(client);
     }
   });
 }

@@ -2,6 +2,7 @@ import { Command } from 'commander';
 import type { Settings } from '../config.js';
 import { eachDatabase } from '../databases.js';
 import { createMPP } from '../mpp/index.js';
+import { closeSession } from '../postgres/close.js';
 import { applyMigrations } from '../postgres/migrate.js';
 import { openSession } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
@@ -34,6 +35,6 @@ async function migrate(settings: Settings, io: Io): Promise<void> {
     const rest = names.length === 0 ? ': nothing to do' : '';
     io.print(`schema ${schema}${where} is up to date${rest}`);
   } finally {
-    await client.end().catch(() => undefined);
+    await closeSession(client);
   }
 }

@@ -12,6 +12,7 @@ const USES = [
   'pause',
   'strategy',
   'maxHolds',
+  'maxSessions',
   'heartbeatMs',
   'pollMs',
   'retentionMs',

@@ -1,6 +1,7 @@
 import type pg from 'pg';
 import type { Settings } from '../config.js';
 import { MppError, UnreachableError } from '../errors.js';
+import { closeSession } from '../postgres/close.js';
 import { describeConnection, errorText, openSession } from '../postgres/session.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
 
@@ -24,6 +25,6 @@ export async function withSession<T>(
       error,
     );
   } finally {
-    await client.end().catch(() => undefined);
+    await closeSession(client);
   }
 }

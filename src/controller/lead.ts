@@ -1,17 +1,19 @@
-import type pg from 'pg';
 import type { Settings } from '../config.js';
 import { DatabaseStateError } from '../errors.js';
-import type { AbstractMPP, TrafficControl } from '../mpp/abstract.js';
+import type { AbstractMPP } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
-import { sameServer, type ServerIdentity } from '../postgres/identity.js';
-import { Listener } from '../postgres/listener.js';
-import { createPool, fill } from '../postgres/pool.js';
-import { Siblings } from '../siblings/siblings.js';
-import { Topology } from '../topology/topology.js';
+import { OncePerChange } from '../observe/once-per-change.js';
+import type { ServerIdentity } from '../postgres/identity.js';
+import { fill } from '../postgres/pool.js';
+import type { SessionBudget } from '../postgres/session-budget.js';
+import { errorText } from '../postgres/session.js';
+import { isSessionLost } from '../postgres/sqlstate.js';
+import { within } from '../within.js';
+import { LeadParts } from './lead-parts.js';
 import type { ControlSession } from './leader.js';
 import { announce, forgetGone, markGone } from './presence.js';
-import { pause } from './signal.js';
-import { Term } from './term.js';
+import { regain } from './regain.js';
+import { pause, untilAborted } from './signal.js';
 
 export interface LeadOptions {
   readonly settings: Settings;
@@ -20,6 +22,8 @@ export interface LeadOptions {
   /** Id of this controller. */
   readonly controller: string;
   readonly version: string;
+  /** How many sessions it may open with the coordinator. */
+  readonly sessions: SessionBudget;
   /** Ends the lead: the controller is to stop. */
   readonly signal: AbortSignal;
   /** Ends it when another server has taken the place of this one; its reason says which. */
@@ -30,111 +34,64 @@ export interface LeadOptions {
   readonly onActive: () => void;
 }
 
-/** How long the control session may be away before the holds are given up. */
-const REGAIN_MS = 2_000;
-const REGAIN_EVERY_MS = 50;
 /** Who has just become active has more urgent things to do than to connect to all nodes. */
 const WARM_AFTER_MS = 5_000;
-/** For the first group that is held; the others connect beside it. */
-const WARM = 1;
+/** How often it is asked, after a newer version has migrated, whether the last hold has ended. */
+const FINISH_LOOK_MS = 100;
+const SIBLINGS_MS = 2_000;
+const GONE_MS = 1_000;
 
 /**
- * One controller's time as the active one, from the leader lock to its loss or the stop. All sessions are
+ * One controller's time as the active one, until it loses the leadership or is to stop. All sessions are
  * with the one server that the control session found: with another one it would act on two coordinators.
  */
 export class Lead {
   readonly #options: LeadOptions;
   readonly #logger: Logger;
-  readonly #db: pg.Pool;
-  readonly #sessions: pg.Pool;
+  readonly #parts: LeadParts;
   readonly #identity: ServerIdentity;
   readonly #otherServer = new AbortController();
+  readonly #presence = new OncePerChange();
+  #control: ControlSession;
+  /** Why the leadership is to be given up once no group is held. */
+  #ending: DatabaseStateError | undefined;
   #pruning: Promise<void> | undefined;
 
-  constructor(options: LeadOptions, identity: ServerIdentity) {
+  /** @param first the control session that leads; it is closed in the end. */
+  constructor(options: LeadOptions, first: ControlSession) {
     this.#options = options;
-    this.#identity = identity;
+    this.#identity = first.identity;
+    this.#control = first;
     this.#logger = componentLogger(options.logger, 'controller');
-    const { connection, schema } = options.settings;
-    const common = {
-      schema,
-      identity,
-      onOtherServer: (): void => this.#otherServer.abort(),
-      onIdleError: (error: Error): void => {
-        this.#logger.warn({ err: error }, 'an idle session was lost');
-      },
-    };
-    const queue = { purpose: 'queue', max: 4, statementTimeoutMs: 10_000 };
-    this.#db = createPool(connection, { ...common, ...queue });
-    this.#sessions = createPool(connection, {
-      ...common,
-      purpose: 'group',
-      max: 10_000,
-      min: WARM,
+    this.#parts = new LeadParts({
+      ...options,
+      identity: first.identity,
+      handler: first.handler,
+      onOtherServer: () => this.#otherServer.abort(),
     });
   }
 
-  /**
-   * @param first the control session that has the leader lock; it is closed in the end.
-   * @throws DatabaseStateError when it must not go on: `SCHEMA_…`, or the reason of `replaced`.
-   */
-  async run(first: ControlSession): Promise<void> {
-    const { settings, mpp, controller, logger, signal } = this.#options;
-    const { connection, schema } = settings;
-    const [db, sessions] = [this.#db, this.#sessions];
-    const traffic = mpp.createTraffic({
-      connection,
-      identity: this.#identity,
-      onOtherServer: () => this.#otherServer.abort(),
-      node: settings.node,
-      schema,
-      logger: componentLogger(logger, 'traffic'),
-    });
-    const siblings = new Siblings({
-      ...{ db, settings },
-      identity: this.#identity,
-      onOtherServer: () => this.#otherServer.abort(),
-      logger: componentLogger(logger, 'siblings'),
-    });
-    const term = new Term({
-      ...settings,
-      ...{ db, sessions, mpp, traffic, siblings, controller },
-      handler: first.handler,
-      logger: componentLogger(logger, 'queue'),
-    });
-    const topology = new Topology({
-      ...{ db, mpp, controller, settings, logger, signal },
-      siblings: siblings.databases,
-    });
-    const listener = new Listener({
-      connection,
-      channel: 'mpp_tasks',
-      onWake: () => {
-        term.wake();
-        siblings.wake();
-      },
-      onError: (error) => {
-        this.#logger.warn(
-          { err: error },
-          'listening was interrupted; the table is polled meanwhile',
-        );
-      },
-    });
+  /** True when the server did not answer at the end, so that what was rolled back is not written down. */
+  get isUnrecorded(): boolean {
+    return this.#parts.isSilent;
+  }
+
+  /** @throws DatabaseStateError when it must not go on: `SCHEMA_…`, or the reason of `replaced`. */
+  async run(): Promise<void> {
     try {
-      await this.#markPresent(first, first.handler.strategy);
-      await siblings.start();
+      await this.#beat();
+      await this.#startSiblings();
       this.#options.onActive();
-      listener.start();
-      term.start();
-      topology.start();
-      await this.#serve(first, term, traffic);
+      this.#parts.start();
+      await this.#serve();
     } finally {
-      await listener.stop();
-      await Promise.all([topology.stop(), term.stop(this.#stopping ? 'record' : 'abandon')]);
-      await Promise.all([traffic.stop(), siblings.stop()]);
+      // The leadership is given back last: until then no other controller takes up what is ended here.
+      const { ended, client } = this.#control;
+      const how = this.#stopping ? 'record' : 'abandon';
+      await this.#parts.stop(how, ended.aborted ? undefined : client);
       await this.#pruning;
       if (this.#stopping) await this.#forgetMe();
-      await Promise.all([db.end(), sessions.end()]);
+      await Promise.all([this.#control.close(), this.#parts.closeSessions()]);
     }
   }
 
@@ -142,64 +99,119 @@ export class Lead {
     return this.#options.signal.aborted;
   }
 
-  /** Heartbeats until the stop, or until the lead is lost for good. */
-  async #serve(first: ControlSession, term: Term, traffic: TrafficControl): Promise<void> {
+  /** Heartbeats until the stop, or until the leadership is lost for good. */
+  async #serve(): Promise<void> {
     const { settings, signal, replaced } = this.#options;
     const ended = [signal, replaced, this.#otherServer.signal];
-    let control = first;
+    const over = AbortSignal.any(ended);
+    const { term, siblings } = this.#parts;
+    let isNew = false;
     // Made once a session: a signal or a promise that is raced at each heartbeat collects listeners.
-    let over = AbortSignal.any([...ended, control.ended]);
+    let next = AbortSignal.any([...ended, this.#control.ended]);
     const warmAt = performance.now() + WARM_AFTER_MS;
-    try {
-      while (!this.#stopping) {
-        await pause(settings.heartbeatMs, over);
-        if (signal.aborted) return;
-        replaced.throwIfAborted();
-        if (this.#otherServer.signal.aborted) {
-          this.#logger.warn(
-            'the address leads to another server; its controller is to act, or we anew',
-          );
+    while (!this.#stopping) {
+      if (!isNew) await pause(this.#ending ? FINISH_LOOK_MS : settings.heartbeatMs, next);
+      isNew = false;
+      if (signal.aborted) return;
+      replaced.throwIfAborted();
+      if (this.#otherServer.signal.aborted) {
+        this.#logger.warn(
+          'the connection address now reaches a different server; giving up the leadership and connecting again',
+        );
+        return;
+      }
+      if (this.#ending && term.isIdle) throw this.#ending;
+      try {
+        await untilAborted(over, this.#beat());
+      } catch (error) {
+        if (error instanceof LeadershipLostError) {
+          this.#logger.warn(`the leadership is lost: ${error.message}; holds are rolled back`);
           return;
         }
-        try {
-          await this.#beat(control, term);
-        } catch (error) {
-          // What it says of the database is true of any session.
-          if (error instanceof DatabaseStateError) throw error;
-          this.#logger.warn({ err: error }, 'the control session was lost');
-          term.suspend();
-          await control.close();
-          const regained = await this.#regain(control.identity);
-          if (regained === undefined) return;
-          control = regained;
-          over = AbortSignal.any([...ended, control.ended]);
-          await this.#beat(control, term);
-          term.resume();
+        if (this.#finishFirst(error)) continue;
+        // What it says of the database is true of any session.
+        if (error instanceof DatabaseStateError) throw error;
+        if (!this.#control.ended.aborted && !isSessionLost(error)) {
+          this.#warnOfPresence(errorText(error));
+          continue;
         }
-        await forgetGone(control.client).catch((error: unknown) => this.#warnOfOldRows(error));
-        this.#prune(term);
-        if (performance.now() >= warmAt) void this.#warm(traffic);
+        if (!(await this.#replaceControl(error))) return;
+        next = AbortSignal.any([...ended, this.#control.ended]);
+        isNew = true;
+        continue;
       }
-    } finally {
-      await control.close();
+      await untilAborted(over, forgetGone(this.#control.client)).catch((error: unknown) =>
+        this.#warnOfOldRows(error),
+      );
+      if (!siblings.isStarted) await this.#startSiblings();
+      this.#prune();
+      if (performance.now() >= warmAt) void this.#warm();
     }
   }
 
+  /**
+   * A newer version has migrated: no further group is held, and those that are held are finished, as their
+   * hooks have stopped primaries already.
+   *
+   * @returns true when the error is that, and groups are held
+   */
+  #finishFirst(error: unknown): boolean {
+    if (!(error instanceof DatabaseStateError) || error.code !== 'SCHEMA_NEWER') return false;
+    const { term } = this.#parts;
+    if (term.isIdle) return false;
+    if (this.#ending === undefined) {
+      this.#ending = error;
+      term.finish();
+      this.#logger.warn(
+        { groups: term.heldGroups },
+        `${error.message}; this controller finishes the groups that are held, takes no others, and then stands down`,
+      );
+    }
+    return true;
+  }
+
+  /** @returns whether this controller leads again, on another control session. */
+  async #replaceControl(error: unknown): Promise<boolean> {
+    const { term, gate } = this.#parts;
+    this.#logger.warn({ err: error }, 'the control session was lost');
+    term.suspend();
+    this.#control.discard();
+    const { open, signal } = this.#options;
+    const outcome = await regain({
+      ...{ open, signal, gate, identity: this.#identity },
+      onFailure: (failure) =>
+        this.#logger.debug({ err: failure }, 'the control session is not back yet'),
+    });
+    if ('control' in outcome) {
+      this.#control = outcome.control;
+      term.resume();
+      return true;
+    }
+    if (!this.#stopping) {
+      this.#logger.warn(
+        `the lead is lost: ${outcome.reason}; holds are rolled back and left to the next active controller`,
+      );
+    }
+    return false;
+  }
+
   /** Has sessions open that the next hold needs. Never throws. */
-  async #warm(traffic: TrafficControl): Promise<void> {
-    const filling = fill(this.#sessions, WARM, (client) => client.query('SELECT'));
+  async #warm(): Promise<void> {
+    const { kept } = this.#options.sessions;
+    const { traffic, sessions, db } = this.#parts;
+    const filling = fill(sessions, kept.groups, (client) => client.query('SELECT'));
     await filling.catch((error: unknown) => {
       this.#logger.debug({ err: error }, 'no session was opened ahead');
     });
-    await traffic.warm(this.#db);
+    await traffic.warm(db);
   }
 
   /**
    * Beside the heartbeats, one run at a time: a long backlog takes longer than the server lets the
    * control session be idle. The end of the term ends it after its batch.
    */
-  #prune(term: Term): void {
-    this.#pruning ??= term
+  #prune(): void {
+    this.#pruning ??= this.#parts.term
       .prune()
       .catch((error: unknown) => this.#warnOfOldRows(error))
       .finally(() => (this.#pruning = undefined));
@@ -210,51 +222,49 @@ export class Lead {
     this.#logger.warn({ err: error }, 'old rows could not be deleted; it is tried again');
   }
 
-  /** The holds live on other sessions; they are kept if the lead can be had again at once. */
-  async #regain(identity: ServerIdentity): Promise<ControlSession | undefined> {
-    const until = performance.now() + REGAIN_MS;
-    while (!this.#stopping && performance.now() < until) {
-      try {
-        const control = await this.#openLeading(identity);
-        if (control !== undefined) return control;
-      } catch (error) {
-        this.#logger.debug({ err: error }, 'the control session is not back yet');
-      }
-      await pause(REGAIN_EVERY_MS, this.#options.signal);
-    }
-    this.#logger.warn(
-      'the lead is lost; holds are rolled back and left to the next active controller',
+  #warnOfPresence(text: string): void {
+    this.#presence.say(text, () =>
+      this.#logger.warn(`${text}; this controller stays active and keeps its holds`),
     );
-    return undefined;
   }
 
-  /** A session that leads, or none: one left open could get the lock later, and would keep it from us. */
-  async #openLeading(identity: ServerIdentity): Promise<ControlSession | undefined> {
-    const control = await this.#options.open();
-    let leads = false;
-    try {
-      leads = sameServer(control.identity, identity) && (await control.tryLead());
-      return leads ? control : undefined;
-    } finally {
-      if (!leads) await control.close();
-    }
-  }
-
-  /** @throws DatabaseStateError when a newer version has migrated: what we write is of an older one. */
-  async #beat(control: ControlSession, term: Term): Promise<void> {
-    await control.checkMigrated();
-    await this.#markPresent(control, term.strategy);
-  }
-
-  async #markPresent(control: ControlSession, strategy: string): Promise<void> {
+  /**
+   * Says that this controller is there. A row that cannot be written is a warning.
+   *
+   * @throws DatabaseStateError when a newer version has migrated: what we write is of an older one.
+   * @throws LeadershipLostError when another controller is the recorded leader.
+   */
+  async #beat(): Promise<void> {
+    const control = this.#control;
     const { controller: id, version, settings } = this.#options;
-    await announce(control, { id, version, strategy, maxHolds: settings.maxHolds });
+    if (this.#ending === undefined) await control.checkMigrated();
+    const lost = await control.lostBecause();
+    if (lost !== undefined) throw new LeadershipLostError(lost);
+    const { strategy } = this.#parts.term;
+    const trouble = await announce(control, { id, version, strategy, maxHolds: settings.maxHolds });
+    if (trouble === undefined) this.#presence.clear();
+    else this.#warnOfPresence(trouble);
+  }
+
+  /** Rows that another session has locked must not keep the coordinator from being served. */
+  async #startSiblings(): Promise<void> {
+    const starting = this.#parts.siblings.start().catch((error: unknown) => {
+      if (isSessionLost(error)) throw error;
+      this.#warnOfPresence(`the other databases could not be registered: ${errorText(error)}`);
+    });
+    await within(SIBLINGS_MS, starting, undefined);
+    starting.catch(() => undefined);
   }
 
   async #forgetMe(): Promise<void> {
-    await this.#db
-      .connect()
-      .then((client) => markGone(client, this.#options.controller).finally(() => client.release()))
-      .catch(() => undefined);
+    const control = this.#control;
+    if (control.ended.aborted) return;
+    const gone = markGone(control.client, this.#options.controller).catch(() => undefined);
+    await within(GONE_MS, gone, undefined);
   }
+}
+
+/** Another controller is the recorded leader, or this one's role does not count any more. */
+class LeadershipLostError extends Error {
+  override readonly name = 'LeadershipLostError';
 }

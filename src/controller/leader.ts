@@ -1,10 +1,13 @@
 import type pg from 'pg';
 import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
+import { closeSession } from '../postgres/close.js';
 import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
 import { checkMigrated, refuseNewer } from '../postgres/migrate.js';
-import { LEADER_LOCK } from '../postgres/locks.js';
 import { refuseReadOnly } from '../postgres/connection/target.js';
 import { eachServer, openOnServer, type Connection } from '../postgres/session.js';
+import { within } from '../within.js';
+import { Leadership, type Attempt } from './leadership.js';
+import { refuseOtherSchema } from './leadership-blockers.js';
 
 /** The SQL contract that a process works by. */
 export interface Contract {
@@ -13,9 +16,18 @@ export interface Contract {
   readonly known: number;
 }
 
+export interface ControlOptions {
+  readonly connection: Connection;
+  readonly contract: Contract;
+  readonly mpp: AbstractMPP;
+  readonly heartbeatMs: number;
+  /** Id of this controller. */
+  readonly controller: string;
+}
+
 /**
- * The control session: whoever has the leader lock on it is the active controller. The lock belongs
- * to the session, so it is free the moment the server sees that the controller is gone.
+ * The control session. The controller that has the leadership on it is the active one; the lock behind
+ * that belongs to the session, so it is free the moment the server sees that the controller is gone.
  */
 export class ControlSession {
   readonly client: pg.Client;
@@ -25,6 +37,7 @@ export class ControlSession {
   /** Of the server that it is with. */
   readonly identity: ServerIdentity;
   readonly #contract: Contract;
+  readonly #leadership: Leadership;
   readonly #ended = new AbortController();
 
   private constructor(
@@ -32,6 +45,7 @@ export class ControlSession {
     connection: Connection,
     handler: AbstractMPPHandler,
     identity: ServerIdentity,
+    leadership: Leadership,
     contract: Contract,
   ) {
     this.client = client;
@@ -39,6 +53,7 @@ export class ControlSession {
     this.handler = handler;
     this.identity = identity;
     this.#contract = contract;
+    this.#leadership = leadership;
     const end = (): void => this.#ended.abort();
     client.on('error', end);
     client.on('end', end);
@@ -46,16 +61,18 @@ export class ControlSession {
 
   /**
    * @throws UnreachableError, or DatabaseStateError: `IN_RECOVERY` on a standby, `READ_ONLY` on a server that
-   *   takes no writes, `SCHEMA_…` when the SQL contract is not this version's, `NO_…` when Citus or a right is missing.
+   *   takes no writes, `SCHEMA_…` when the SQL contract is not this version's, `OTHER_SCHEMA` when the
+   *   controller of another schema leads in this database, `NO_…` when Citus or a right is missing.
    */
-  static async open(
-    connection: Connection,
-    contract: Contract,
-    mpp: AbstractMPP,
-    heartbeatMs: number,
-  ): Promise<ControlSession> {
+  static async open(options: ControlOptions): Promise<ControlSession> {
+    const { connection, contract, mpp, heartbeatMs, controller } = options;
+    const bounds = {
+      query_timeout: QUERY_TIMEOUT_MS + SILENCE_MS,
+      statement_timeout: QUERY_TIMEOUT_MS,
+      lock_timeout: LOCK_TIMEOUT_MS,
+    };
     const { client, index } = await openOnServer(
-      { ...connection, query_timeout: QUERY_TIMEOUT_MS, statement_timeout: QUERY_TIMEOUT_MS },
+      { ...connection, ...bounds },
       'control',
       contract.schema,
     );
@@ -68,11 +85,13 @@ export class ControlSession {
       const identity = await readIdentity(client);
       await checkMigrated(client, contract.schema, contract.known);
       await refuseReadOnly(client);
+      const leadership = new Leadership(client, controller);
+      await refuseOtherSchema(client);
       const handler = await mpp.inspect(client);
       const server = eachServer(connection)[index] ?? connection;
-      return new ControlSession(client, server, handler, identity, contract);
+      return new ControlSession(client, server, handler, identity, leadership, contract);
     } catch (error) {
-      await client.end().catch(() => undefined);
+      await closeSession(client);
       throw error;
     }
   }
@@ -91,22 +110,45 @@ export class ControlSession {
     await checkMigrated(this.client, this.#contract.schema, this.#contract.known);
   }
 
-  /** @returns true when this session is now, or was already, that of the active controller. */
-  async tryLead(): Promise<boolean> {
-    const { rows } = await this.client.query<{ leads: boolean }>(TRY_LEAD, [LEADER_LOCK]);
-    return rows[0]?.leads ?? false;
+  /** Tries to lead; see Leadership. */
+  async tryLead(): Promise<Attempt> {
+    return this.#leadership.tryLead();
   }
 
+  /** Leads again after another control session of the same controller was lost. */
+  async regain(): Promise<Attempt> {
+    return this.#leadership.regain();
+  }
+
+  /** @returns undefined while this session leads, else what has happened. */
+  async lostBecause(): Promise<string | undefined> {
+    return this.#leadership.lostBecause();
+  }
+
+  /** Gives the leadership back, if it has it, and ends the session. Bounded, and never throws. */
   async close(): Promise<void> {
+    if (!this.#ended.signal.aborted && this.#leadership.leads) {
+      const resigning = this.#leadership.resign().catch(() => undefined);
+      await within(RESIGN_MS, resigning, undefined);
+    }
     this.#ended.abort();
-    await this.client.end().catch(() => undefined);
+    await closeSession(this.client, RESIGN_MS);
+  }
+
+  /** Ends a session that was lost, without a word to the server and without giving the leadership back. */
+  discard(): void {
+    this.#ended.abort();
+    this.client.connection.stream.destroy();
   }
 }
 
-const QUERY_TIMEOUT_MS = 10_000;
+const QUERY_TIMEOUT_MS = 5_000;
+/** How much later than the server we end a statement, for a server that has fallen silent. */
+const SILENCE_MS = 500;
+/** No statement of this session is worth waiting for a lock of another one. */
+const LOCK_TIMEOUT_MS = 1_000;
+const RESIGN_MS = 500;
 
-/** A controller that hangs must not keep the lead: after so many heartbeats the server takes it. */
+/** A controller that hangs must not keep the leadership: after so many heartbeats the server takes it. */
 const MISSED_HEARTBEATS = 3;
 const SET_IDLE_TIMEOUT = "SELECT set_config('idle_session_timeout', $1, false)";
-
-const TRY_LEAD = 'SELECT pg_try_advisory_lock($1, 0) AS leads';

@@ -1,5 +1,6 @@
 import { DatabaseStateError } from '../errors.js';
 import { Loop } from '../topology/loop.js';
+import { within } from '../within.js';
 import { findRival, type RivalSearch } from '../topology/rival.js';
 
 export interface RivalWatchOptions extends RivalSearch {
@@ -7,6 +8,8 @@ export interface RivalWatchOptions extends RivalSearch {
   /** Ends it like `stop`. */
   readonly signal: AbortSignal;
 }
+
+const STOP_MS = 500;
 
 /**
  * Looks time and again whether another server has taken the place of the one that we work on: a
@@ -36,8 +39,9 @@ export class RivalWatch {
     await this.#first;
   }
 
+  /** A search that is under way asks servers that may not answer; it ends by itself soon. */
   async stop(): Promise<void> {
-    await this.#loop.stop();
+    await within(STOP_MS, this.#loop.stop(), undefined);
   }
 
   /** Aborted when there is a rival; its reason is a DatabaseStateError `REPLACED` that names it. */

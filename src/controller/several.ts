@@ -1,5 +1,6 @@
 import { DatabaseStateError, MppError } from '../errors.js';
 import type { Logger } from '../observe/logger.js';
+import { OncePerChange } from '../observe/once-per-change.js';
 import { errorText } from '../postgres/session.js';
 import type { Controller } from './controller.js';
 import { pause } from './signal.js';
@@ -68,6 +69,8 @@ export class SeveralControllers implements Controller {
   async #serve(member: Member): Promise<void> {
     const { database } = member;
     const { members, againMs, logger } = this.#options;
+    const said = new OncePerChange();
+    let refusals = 0;
     while (!this.#abort.signal.aborted) {
       const controller = this.#controllers.get(member) ?? member.create();
       this.#controllers.set(member, controller);
@@ -84,8 +87,15 @@ export class SeveralControllers implements Controller {
           await this.#stopOthers();
           throw inDatabase(error, database);
         }
-        logger.error({ database, err: error }, `${errorText(error)}; it is tried again`);
-        await pause(againMs, this.#abort.signal);
+        refusals += 1;
+        const text = errorText(error);
+        said.say(text, () =>
+          logger.error(
+            { database },
+            `database ${database} is left alone: ${text}; it is tried again`,
+          ),
+        );
+        await pause(refusalDelay(againMs, refusals), this.#abort.signal);
       }
     }
   }
@@ -94,6 +104,13 @@ export class SeveralControllers implements Controller {
     this.#abort.abort();
     await Promise.all([...this.#controllers.values()].map((controller) => controller.stop()));
   }
+}
+
+const MOST_MS = 600_000;
+
+/** A heartbeat, then twice as long each time, up to ten minutes; or a heartbeat where that is longer. */
+export function refusalDelay(againMs: number, refusals: number): number {
+  return Math.max(againMs, Math.min(againMs * 2 ** Math.min(refusals - 1, 20), MOST_MS));
 }
 
 function inDatabase(error: MppError, database: string): MppError {

@@ -32,3 +32,22 @@ export class Signal {
 export async function pause(ms: number, signal: AbortSignal): Promise<void> {
   await delay(ms, undefined, { signal }).catch(() => undefined);
 }
+
+/** What `work` gives, or undefined as soon as the signal is aborted. What comes of it later is ignored. */
+export async function untilAborted<T>(
+  signal: AbortSignal,
+  work: Promise<T>,
+): Promise<T | undefined> {
+  let stop: (() => void) | undefined;
+  const aborted = new Promise<undefined>((resolve) => {
+    stop = (): void => resolve(undefined);
+    if (signal.aborted) stop();
+    else signal.addEventListener('abort', stop, { once: true });
+  });
+  work.catch(() => undefined);
+  try {
+    return await Promise.race([work, aborted]);
+  } finally {
+    if (stop) signal.removeEventListener('abort', stop);
+  }
+}

@@ -52,6 +52,7 @@ export class Term {
   #rebuiltAt: string | null = null;
   #doubt = false;
   #suspended = false;
+  #finishing = false;
   readonly #interrupt = new AbortController();
   #stopping: 'record' | 'abandon' | undefined;
   #loop: Promise<void> | undefined;
@@ -89,6 +90,20 @@ export class Term {
   resume(): void {
     this.#suspended = false;
     this.wake();
+  }
+
+  /** From now on takes only what belongs to groups that are held. */
+  finish(): void {
+    this.#finishing = true;
+  }
+
+  /** True while no group is held, and no task runs. */
+  get isIdle(): boolean {
+    return this.#active().length === 0;
+  }
+
+  get heldGroups(): number[] {
+    return this.#holds.groups();
   }
 
   get strategy(): string {
@@ -165,6 +180,7 @@ export class Term {
   /** @param further whether it may be for a group that is not held. */
   async #claim(further: boolean): Promise<Claimed | undefined> {
     const held = this.#holds.groups();
+    if (further && this.#finishing) return undefined;
     if (further ? !(await this.#mayOpen()) : held.length === 0) return undefined;
     return claimTask(this.#options.db, {
       controller: this.#options.controller,

@@ -3,6 +3,7 @@ import type { Logger } from '../observe/logger.js';
 import type { Queryable } from '../postgres/queryable.js';
 import type { ServerIdentity } from '../postgres/identity.js';
 import type { NodeCredentials } from '../postgres/node-connection.js';
+import type { SessionBudget } from '../postgres/session-budget.js';
 import type { Connection } from '../postgres/session.js';
 import type { Transaction } from '../postgres/transaction.js';
 import type { Address, Pause, Task } from '../tasks/task.js';
@@ -154,6 +155,10 @@ export interface TrafficOptions {
   /** How other nodes are logged in to. */
   readonly node: NodeCredentials;
   readonly schema: string;
+  /** How many sessions it may have; as many as it likes by default. */
+  readonly sessions?: Pick<SessionBudget, 'groups' | 'pause' | 'watch' | 'kept'>;
+  /** Aborted when the coordinator does not answer: sessions are closed without waiting for it. */
+  readonly severed?: AbortSignal;
   readonly logger: Logger;
 }
 

@@ -25,7 +25,34 @@ export function createLogger(level: LogLevel, destination?: DestinationStream): 
   );
 }
 
-/** The same log for one part of the program; each of its lines names the part. */
+/**
+ * The same log for one part of the program; each of its lines names the part. A part of a part is named
+ * alone: pino would write the key `component` twice.
+ */
 export function componentLogger(logger: Logger, component: string): Logger {
-  return logger.child({ component });
+  const own = logger.bindings();
+  if (!('component' in own)) return logger.child({ component });
+  const base = withoutComponent(logger);
+  if (base === undefined) return logger;
+  const known = base.bindings();
+  const added = Object.entries(own).filter(([key]) => !(key in known));
+  return base.child({ ...Object.fromEntries(added), component });
+}
+
+/** The nearest logger above that names no part; a child of pino has its parent as prototype. */
+function withoutComponent(logger: Logger): Logger | undefined {
+  let base = logger;
+  while ('component' in base.bindings()) {
+    const parent = Object.getPrototypeOf(base) as Logger;
+    if (!isLogger(parent)) return undefined;
+    base = parent;
+  }
+  return base;
+}
+
+/** Pino's own prototype has the methods of a logger, and no bindings. */
+function isLogger(parent: Logger): boolean {
+  return (
+    typeof (parent as unknown as Record<symbol, unknown>)[pino.symbols.chindingsSym] === 'string'
+  );
 }

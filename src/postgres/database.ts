@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { UnreachableError } from '../errors.js';
+import { closeSession } from './close.js';
 import { eachServer, openOnServer, openSession, type Connection } from './session.js';
 import { sqlState } from './sqlstate.js';
 
@@ -55,7 +56,7 @@ async function createDatabase(connection: Connection, database: string): Promise
     if (isDuplicate(error)) return false;
     throw error;
   } finally {
-    await client.end().catch(() => undefined);
+    await closeSession(client);
   }
 }
 

@@ -1,4 +1,8 @@
+import { Socket } from 'node:net';
 import createSubscriber, { type Subscriber } from 'pg-listen';
+import { within } from '../within.js';
+import { CLOSE_MS, Sockets } from './close.js';
+import type { LoginGate } from './login-gate.js';
 import { sessionConfig, type Connection } from './session.js';
 
 export interface ListenerOptions {
@@ -7,6 +11,8 @@ export interface ListenerOptions {
   /** Something may have happened: look at the table. Also called when listening begins again. */
   readonly onWake: () => void;
   readonly onError: (error: unknown) => void;
+  /** Shared by all sessions that log in with the same credentials. */
+  readonly gate?: LoginGate;
 }
 
 const RETRY_MS = 500;
@@ -18,6 +24,8 @@ const RETRY_MS = 500;
 export class Listener {
   readonly #options: ListenerOptions;
   #subscriber: Subscriber | undefined;
+  /** Of the subscriber; pg-listen does not give its sessions out. */
+  #sockets: Sockets | undefined;
   #rebuild: NodeJS.Timeout | undefined;
   #stopped = true;
 
@@ -39,15 +47,16 @@ export class Listener {
 
   #build(): void {
     const { connection, channel, onWake, onError } = this.#options;
+    const sockets = new Sockets(() => new Socket());
     const subscriber = createSubscriber.default(
-      { ...sessionConfig(connection, 'listen'), query_timeout: 5_000 },
+      { ...sessionConfig(connection, 'listen'), query_timeout: 5_000, stream: sockets.create },
       {
         // The default gives up after 3 s, and is then deaf for ever.
         retryTimeout: 0,
         // After close() it would go on reconnecting; an error is the only way to make it stop.
         retryInterval: () => {
           if (this.#subscriber !== subscriber) throw new Error('the listener was stopped');
-          return RETRY_MS;
+          return this.#retryMs();
         },
         paranoidChecking: 10_000,
         // Any role may send any payload.
@@ -55,27 +64,48 @@ export class Listener {
       },
     );
     this.#subscriber = subscriber;
+    this.#sockets = sockets;
     subscriber.events.on('error', (error) => this.#restart(subscriber, error));
     subscriber.notifications.on(channel, onWake);
     subscriber.events.on('connected', () => {
-      if (this.#subscriber !== subscriber) return void subscriber.close().catch(() => undefined);
+      if (this.#subscriber !== subscriber) return void close(subscriber, sockets);
+      this.#options.gate?.succeeded();
       const listening = subscriber.listenTo(channel) ?? Promise.resolve();
       listening.then(onWake, (error: unknown) => this.#restart(subscriber, error));
     });
     // On failure it goes on trying by itself, and says "connected" when it has succeeded.
-    subscriber.connect().catch(onError);
+    subscriber.connect().catch((error: unknown) => {
+      this.#options.gate?.failed(error);
+      onError(error);
+    });
   }
 
   #restart(subscriber: Subscriber, error: unknown): void {
     if (this.#stopped || this.#subscriber !== subscriber) return;
     this.#options.onError(error);
     void this.#discard();
-    this.#rebuild = setTimeout(() => this.#build(), RETRY_MS);
+    this.#rebuild = setTimeout(() => this.#build(), this.#retryMs());
+  }
+
+  /** The attempts in between are pg-listen's own, and say nothing: they are as rare as they may become. */
+  #retryMs(): number {
+    return Math.max(RETRY_MS, this.#options.gate?.waitMs ?? 0);
   }
 
   async #discard(): Promise<void> {
-    const subscriber = this.#subscriber;
+    const [subscriber, sockets] = [this.#subscriber, this.#sockets];
     this.#subscriber = undefined;
-    await subscriber?.close().catch(() => undefined);
+    this.#sockets = undefined;
+    if (subscriber && sockets) await close(subscriber, sockets);
   }
+}
+
+/** Never throws, and waits for no peer that has vanished. */
+async function close(subscriber: Subscriber, sockets: Sockets): Promise<void> {
+  await within(
+    CLOSE_MS,
+    subscriber.close().catch(() => undefined),
+    undefined,
+  );
+  sockets.destroy();
 }

@@ -1,6 +1,10 @@
+import { Socket } from 'node:net';
 import pg from 'pg';
-import { DatabaseStateError } from '../errors.js';
+import { DatabaseStateError, PoolBusyError } from '../errors.js';
+import { within } from '../within.js';
+import { CLOSE_MS, Sockets } from './close.js';
 import { checkIdentity, type ServerIdentity } from './identity.js';
+import type { LoginGate } from './login-gate.js';
 import { sessionConfig, setUp, type Connection } from './session.js';
 
 export interface PoolOptions {
@@ -11,6 +15,8 @@ export interface PoolOptions {
   readonly max: number;
   /** So many are not closed when nobody has used them for a minute; none by default. */
   readonly min?: number;
+  /** How long a caller waits while all sessions are in use, in milliseconds; see PoolBusyError. */
+  readonly busyMs?: number;
   /** Ends a statement that takes longer, in milliseconds, on the server and here. */
   readonly statementTimeoutMs?: number;
   /** How much later than the server we end it, for a server that has fallen silent; 5 s by default. */
@@ -21,34 +27,121 @@ export interface PoolOptions {
   readonly onOtherServer?: () => void;
   /** Told of sessions that break while nobody uses them. */
   readonly onIdleError: (error: Error) => void;
+  /** Shared by all sessions that log in with the same credentials. */
+  readonly gate?: LoginGate;
+  /** Aborted when the server does not answer: all sessions are closed at once, those in use as well. */
+  readonly severed?: AbortSignal;
 }
 
 /** Sessions whose statements name our schema as `@mpp.` and find nothing but PostgreSQL's own without one. */
 export function createPool(connection: Connection, options: PoolOptions): pg.Pool {
-  const timeout = options.statementTimeoutMs;
-  const config = sessionConfig(connection, options.purpose);
-  const pool = new pg.Pool({
-    ...config,
-    max: options.max,
-    min: options.min ?? 0,
-    idleTimeoutMillis: 60_000,
-    // pg-pool waits for the promise, though its types do not say so.
-    // eslint-disable-next-line @typescript-eslint/no-misused-promises
-    onConnect: async (client) => {
-      await setUp(client, config, {
-        schema: options.schema,
-        statementMs: timeout,
-        lockMs: timeout,
-      });
-      if (options.identity) await mustBe(client, options.identity, options.onOtherServer);
-    },
-    ...(timeout === undefined ? {} : { query_timeout: timeout + (options.silenceMs ?? 5_000) }),
-  });
-  pool.on('error', options.onIdleError);
-  // A killed session can emit 'error' more than once, and an unheard one ends the process.
-  pool.on('connect', (client) => client.on('error', () => undefined));
-  return pool;
+  return new BoundedPool(connection, options);
 }
+
+/** A pool that never waits without bound: not for a session, and not for a peer at the end. */
+class BoundedPool extends pg.Pool {
+  readonly #pool: PoolOptions;
+  readonly #sockets: Sockets;
+  #ended: Promise<void> | undefined;
+  readonly #sever = (): void => this.#sockets.destroy();
+
+  constructor(connection: Connection, pool: PoolOptions) {
+    const timeout = pool.statementTimeoutMs;
+    const config = sessionConfig(connection, pool.purpose);
+    const sockets = new Sockets(() => new Socket());
+    super({
+      ...config,
+      stream: sockets.create,
+      max: pool.max,
+      min: pool.min ?? 0,
+      idleTimeoutMillis: 60_000,
+      // pg-pool waits for the promise, though its types do not say so.
+      // eslint-disable-next-line @typescript-eslint/no-misused-promises
+      onConnect: async (client) => {
+        await setUp(client, config, {
+          schema: pool.schema,
+          statementMs: timeout,
+          lockMs: timeout,
+        });
+        if (pool.identity) await mustBe(client, pool.identity, pool.onOtherServer);
+      },
+      ...(timeout === undefined ? {} : { query_timeout: timeout + (pool.silenceMs ?? 5_000) }),
+    });
+    this.#pool = pool;
+    this.#sockets = sockets;
+    this.on('error', pool.onIdleError);
+    // A killed session can emit 'error' more than once, and an unheard one ends the process.
+    this.on('connect', (client) => client.on('error', () => undefined));
+    pool.severed?.addEventListener('abort', this.#sever);
+  }
+
+  override connect(): Promise<pg.PoolClient>;
+  override connect(callback: ConnectCallback): void;
+  override connect(callback?: ConnectCallback): Promise<pg.PoolClient> | undefined {
+    const connecting = this.#connect();
+    if (callback === undefined) return connecting;
+    connecting.then(
+      (client) => callback(undefined, client, (error) => client.release(error)),
+      (error: unknown) => callback(error as Error, undefined, () => undefined),
+    );
+    return undefined;
+  }
+
+  /** Resolves when no session is left: what has not closed itself in time is closed. Idempotent. */
+  override end(): Promise<void>;
+  override end(callback: () => void): void;
+  override end(callback?: () => void): Promise<void> | undefined {
+    this.#ended ??= this.#end();
+    if (callback === undefined) return this.#ended;
+    void this.#ended.then(callback);
+    return undefined;
+  }
+
+  async #connect(): Promise<pg.PoolClient> {
+    const { gate, busyMs } = this.#pool;
+    // An open session needs no login.
+    if (this.idleCount === 0) gate?.check();
+    if (this.#pool.severed?.aborted) throw new Error('the sessions with this server were closed');
+    const isBusy = this.idleCount === 0 && this.totalCount >= this.#pool.max;
+    try {
+      const connecting = super.connect();
+      const client =
+        isBusy && busyMs !== undefined ? await this.#waitFor(connecting, busyMs) : await connecting;
+      gate?.succeeded();
+      return client;
+    } catch (error) {
+      gate?.failed(error);
+      throw error;
+    }
+  }
+
+  async #waitFor(connecting: Promise<pg.PoolClient>, ms: number): Promise<pg.PoolClient> {
+    const client = await within(ms, connecting, undefined);
+    if (client !== undefined) return client;
+    // It stays in the pool's queue; what comes of it goes to the next one.
+    connecting.then(
+      (late) => late.release(),
+      () => undefined,
+    );
+    const { max, purpose } = this.#pool;
+    throw new PoolBusyError(
+      `all ${max} sessions for ${purpose} are in use; it is tried again, and MPP_MAX_SESSIONS allows more`,
+    );
+  }
+
+  async #end(): Promise<void> {
+    this.#pool.severed?.removeEventListener('abort', this.#sever);
+    const ending = super.end().catch(() => undefined);
+    await within(CLOSE_MS, ending, undefined);
+    await this.#sockets.close(this.#pool.severed?.aborted ? 0 : CLOSE_MS);
+  }
+}
+
+type ConnectCallback = (
+  error: Error | undefined,
+  client: pg.PoolClient | undefined,
+  done: (release?: Error | boolean) => void,
+) => void;
 
 /**
  * Opens sessions until there are so many, for whoever needs them next.

@@ -1,5 +1,6 @@
 import pg from 'pg';
 import { ConfigError, DatabaseStateError, UnreachableError } from '../errors.js';
+import { closeSession } from './close.js';
 import { formatServer, type ServerAddress, type TargetSessionAttrs } from './connection/hosts.js';
 import { defaultPasswordFile, passwordFromFile } from './connection/password.js';
 import { ServerStream } from './connection/stream.js';
@@ -151,7 +152,7 @@ async function openOne(
       await setUp(client, config, { ...bounds, ...(schema === undefined ? {} : { schema }) });
     }
   } catch (error) {
-    await client.end().catch(() => undefined);
+    await closeSession(client);
     throw error;
   }
   return client;

@@ -41,3 +41,18 @@ const REFUSED_VALUES = new Set(['23502', '23514']);
 
 /** idle_in_transaction_session_timeout, idle_session_timeout, transaction_timeout. */
 const SESSION_TIMEOUTS = new Set(['25P03', '57P05', '25P04']);
+
+/**
+ * Of an error of a login: true when the server refused it, for wrong credentials, no entry in pg_hba.conf,
+ * no such database or no right to connect to it. Only a person can change that.
+ */
+export function isLoginRefused(error: unknown): boolean {
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    const state = sqlState(cause);
+    if (state !== undefined) return /^28/.test(state) || REFUSED_LOGIN.has(state);
+  }
+  return false;
+}
+
+/** invalid_catalog_name, and insufficient_privilege for CONNECT. */
+const REFUSED_LOGIN = new Set(['3D000', '42501']);

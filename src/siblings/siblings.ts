@@ -49,6 +49,7 @@ export class Siblings {
   readonly #abort = new AbortController();
   /** One each: a sibling that is slow holds no other up. */
   readonly #loops: readonly Loop[];
+  #isStarted = false;
 
   constructor(options: SiblingsOptions) {
     const { settings, logger, db, identity, onOtherServer } = options;
@@ -106,6 +107,11 @@ export class Siblings {
   async start(): Promise<void> {
     await registerSiblings(this.#options.db, this.#options.settings.siblings);
     for (const loop of this.#loops) loop.start();
+    this.#isStarted = true;
+  }
+
+  get isStarted(): boolean {
+    return this.#isStarted;
   }
 
   /** Something may have been reported. */

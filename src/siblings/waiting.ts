@@ -1,5 +1,4 @@
 import type { Queryable } from '../postgres/queryable.js';
-import { LEADER_LOCK } from '../postgres/locks.js';
 import type { Attempt } from '../tasks/finish.js';
 
 /** What a look into this database says of a report that waits for its siblings. */
@@ -110,7 +109,7 @@ export async function lookThere(
   const { rows } = await db.query<SiblingSight>({
     name: 'mpp-look-there',
     text: LOOK_THERE,
-    values: [report.origin, report.id, report.groupid, LEADER_LOCK],
+    values: [report.origin, report.id, report.groupid],
   });
   return rows[0];
 }
@@ -139,7 +138,7 @@ const LOOK_THERE = `
              AND t.event IN ('before_demote', 'before_promote')
              AND t.source = 'client'
          ) AS coming,
-         EXISTS (SELECT FROM lock AS l WHERE l.classid = $4::integer::oid AND l.objid = 0) AS led,
+         @mpp.mpp_leader_pid() IS NOT NULL AS led,
          copy.status, copy.reason
   FROM (VALUES (0)) AS one (row)
   LEFT JOIN LATERAL (

@@ -244,7 +244,8 @@ export async function announceTtl(db: Queryable, controller: string, ttlMs: numb
   await db.query({ name: 'mpp-announce-ttl', text: ANNOUNCE_TTL, values: [controller, ttlMs] });
 }
 
+/** A row that another session has locked is skipped: it is announced again. */
 const ANNOUNCE_TTL = `
   UPDATE @mpp.mpp_controllers
   SET member_ttl = $2::float8 * interval '1 millisecond'
-  WHERE id = $1`;
+  WHERE id IN (SELECT c.id FROM @mpp.mpp_controllers AS c WHERE c.id = $1 FOR UPDATE SKIP LOCKED)`;

@@ -54,7 +54,7 @@ describe('a rolling upgrade', () => {
     ['that it would not notice', HARMLESS],
     ['that its heartbeat fails on', REFUSING],
   ])(
-    'the active one is older than a migration %s: it stands down and hands over',
+    'the active one is older than a migration %s: it finishes its hold, stands down and hands over',
     async (_, sql) => {
       const old = await h.startController();
       const { primary } = h.cluster.group(1);
@@ -67,24 +67,25 @@ describe('a rolling upgrade', () => {
       expect(hold.status).toBe('holding');
       const number = await newer.upgrade(VERSION, sql);
       await migrate();
-      await says(old, `stands down: schema public is at migration ${number}`);
-
-      const next = start();
-      await next.active();
-      await waitFor('the hold to be taken up again', async () => {
-        return (await h.holds()) === 1 && (await h.task(hold.id)).attempt > 1;
+      await says(old, 'finishes the groups that are held, takes no others');
+      const late = await h.report({
+        event: 'after_promote',
+        groupid: 2,
+        node: { host: 'localhost', port: h.cluster.group(2).primary.port },
       });
-      const after = await h.report({
+      const after = await h.request({
         event: 'after_promote',
         groupid: 1,
         node: { host: 'localhost', port: primary.port },
       });
-      expect((await h.ended(after)).status).toBe('done');
-      expect((await h.task(hold.id)).status).toBe('done');
-      const { rows } = await h.db.query(
-        "SELECT FROM mpp_tasks WHERE status IN ('failed', 'rolled_back', 'expired')",
-      );
-      expect(rows).toEqual([]);
+      expect(after.status).toBe('done');
+      expect(await h.task(hold.id)).toMatchObject({ status: 'done', attempt: 1 });
+      await says(old, `stands down: schema public is at migration ${number}`);
+      expect((await h.task(late)).status).toBe('pending');
+
+      const next = start();
+      await next.active();
+      expect((await h.ended(late)).status).toBe('done');
 
       // The old one is still there, and no candidate: when the new one dies nobody acts.
       await next.end('SIGKILL');
@@ -95,19 +96,40 @@ describe('a rolling upgrade', () => {
         );
         return rows.length === 0;
       });
-      const late = await h.report({
+      const last = await h.report({
         event: 'after_promote',
         groupid: 2,
-        node: h.cluster.group(1).primary,
+        node: h.cluster.group(2).primary,
       });
       const before = await connections();
       await waitFor('the old one to look again', async () => (await connections()) > before + 1);
-      expect((await h.task(late)).status).toBe('pending');
+      expect((await h.task(last)).status).toBe('pending');
       expect(old.exitCode).toBeNull();
-      expect(old.log.filter(({ msg }) => msg.startsWith('stands down'))).toHaveLength(1);
+      const downs = old.log.filter(({ msg }) => msg.startsWith('stands down'));
+      expect(downs).toMatchObject([{ level: 'warn' }]);
       expect(await old.end()).toBe(0);
     },
   );
+
+  it('a hold of a controller that is older than a migration ends at its deadline, and says so', async () => {
+    const old = await h.startController();
+    const hold = await h.request({
+      event: 'before_demote',
+      groupid: 1,
+      node: h.cluster.group(1).primary,
+      timeout: '3s',
+    });
+    expect(hold.status).toBe('holding');
+    await newer.upgrade(VERSION, HARMLESS);
+    await migrate();
+    await says(old, 'finishes the groups that are held');
+    await says(old, 'stands down: ');
+    expect(await h.task(hold.id)).toMatchObject({
+      status: 'rolled_back',
+      reason: expect.stringContaining('deadline') as string,
+    });
+    expect(await old.end()).toBe(0);
+  });
 
   it('one that stands by is older than the migration: it does not take over', async () => {
     const active = start();

@@ -22,6 +22,7 @@ export class ControllerProcess {
   readonly #child: ChildProcess;
   readonly #reaper: Reaper;
   readonly #log: LogLine[] = [];
+  readonly #lines: string[] = [];
   #stderr = '';
 
   private constructor(child: ChildProcess, reaper: Reaper) {
@@ -33,6 +34,7 @@ export class ControllerProcess {
     });
     if (child.stdout) {
       createInterface({ input: child.stdout }).on('line', (line) => {
+        this.#lines.push(line);
         this.#log.push(JSON.parse(line) as LogLine);
       });
     }
@@ -64,6 +66,11 @@ export class ControllerProcess {
 
   get log(): readonly LogLine[] {
     return this.#log;
+  }
+
+  /** The same as it was written, for what is lost when it is read. */
+  get lines(): readonly string[] {
+    return this.#lines;
   }
 
   get stderr(): string {

@@ -15,6 +15,7 @@ describe('loadSettings', () => {
       pause: 'writes',
       strategy: 'auto',
       maxHolds: Infinity,
+      maxSessions: 50,
       heartbeatMs: 10_000,
       pollMs: 1_000,
       retentionMs: 2_592_000_000,

@@ -1,5 +1,6 @@
 import type pg from 'pg';
 import { DatabaseStateError, MppError, UnreachableError } from '../../errors.js';
+import { closeSession } from '../../postgres/close.js';
 import { isDuplicate, openDatabase } from '../../postgres/database.js';
 import { BOOTSTRAP_LOCK } from '../../postgres/locks.js';
 import { applyMigrations } from '../../postgres/migrate.js';
@@ -43,11 +44,11 @@ export async function bootstrap(
       try {
         report({ step: name, ...(await attempt(advice, name, () => run(client))) });
       } finally {
-        await client.end().catch(() => undefined);
+        await closeSession(client);
       }
     }
   } finally {
-    await guard.end().catch(() => undefined);
+    await closeSession(guard);
   }
 }
 

@@ -24,6 +24,7 @@ export class FaultProxy {
   readonly #links = new Set<Link>();
   #target: Target;
   #deafToNew = false;
+  #connections = 0;
 
   private constructor(server: Server, target: Target) {
     this.#server = server;
@@ -46,6 +47,11 @@ export class FaultProxy {
     return (this.#server.address() as AddressInfo).port;
   }
 
+  /** How many there have been since the start. */
+  get connections(): number {
+    return this.#connections;
+  }
+
   /** An address that moves: new connections lead to another server, open ones stay with the old. */
   leadTo(target: Target): void {
     this.#target = target;
@@ -54,6 +60,11 @@ export class FaultProxy {
   /** From now on loses what is sent on every connection, new ones included. */
   swallowAll(): void {
     this.#deafToNew = true;
+    for (const link of this.#links) link.deaf = true;
+  }
+
+  /** From now on loses what is sent on the connections that are open; new ones are as ever. */
+  swallowOpen(): void {
     for (const link of this.#links) link.deaf = true;
   }
 
@@ -82,6 +93,7 @@ export class FaultProxy {
   #join(near: Socket, far: Socket): void {
     const link: Link = { near, far, startup: '', deaf: this.#deafToNew };
     this.#links.add(link);
+    this.#connections += 1;
     near.on('data', (chunk: Buffer) => {
       // A client may first ask for TLS, in a packet of this length.
       if (link.startup === '' && chunk.length > 8) link.startup = chunk.toString('latin1');

@@ -50,9 +50,21 @@ export interface TrafficNodeOptions {
   readonly schema: string;
   readonly watch: Watch;
   readonly connectMs: number;
+  readonly sessions: NodeSessions;
+  readonly severed: AbortSignal | undefined;
   /** Which server it must be, where that matters. */
   readonly check: Pick<PoolOptions, 'identity' | 'onOtherServer'> | undefined;
   readonly onIdleError: (error: Error) => void;
+}
+
+/** How many sessions there may be with one node. */
+export interface NodeSessions {
+  /** With locks. */
+  readonly pause: number;
+  /** To look at lock waits. */
+  readonly watch: number;
+  /** Kept open while there is no hold. */
+  readonly kept: { readonly pause: number; readonly watch: number };
 }
 
 /** What is kept for one node from hold to hold: its sessions, idle while there is none. */
@@ -72,6 +84,7 @@ export class TrafficNode {
   /** How many holds are established here. */
   holds = 0;
   readonly #watch: Watch;
+  readonly #kept: NodeSessions['kept'];
   #ping: Promise<unknown> | undefined;
   /** By performance.now(). */
   #coldUntil = 0;
@@ -83,20 +96,28 @@ export class TrafficNode {
     schema,
     watch,
     connectMs,
+    sessions: most,
+    severed,
     onIdleError,
     check,
   }: TrafficNodeOptions) {
     const login = { ...connection, connectionTimeoutMillis: connectMs };
-    const common = { schema, onIdleError, ...check };
+    const common = { schema, onIdleError, ...check, ...(severed && { severed }) };
+    this.#kept = most.kept;
     this.looks = createPool(login, {
       purpose: 'watch',
-      max: 4,
-      min: WARM_LOOKS,
+      max: most.watch,
+      min: most.kept.watch,
       statementTimeoutMs: LOOK_MOST_MS,
       silenceMs: LOOK_MOST_MS / 2,
       ...common,
     });
-    this.sessions = createPool(login, { ...common, purpose: 'pause', max: 10_000, min: WARM });
+    this.sessions = createPool(login, {
+      ...common,
+      purpose: 'pause',
+      max: most.pause,
+      min: most.kept.pause,
+    });
     this.targets = new TargetsReader(this.sessions);
     this.server = new Server({ key, name, watch: this.looks });
     const { server, sessions } = this;
@@ -115,8 +136,9 @@ export class TrafficNode {
   async warm(groupids: readonly number[]): Promise<void> {
     if (performance.now() < this.#coldUntil) return;
     try {
-      await fill(this.looks, WARM_LOOKS, (client) => client.query('SELECT'));
-      await fill(this.sessions, WARM, (client) => client.query(targetsQuery([])));
+      const { watch, pause } = this.#kept;
+      await fill(this.looks, watch, (client) => client.query('SELECT'));
+      await fill(this.sessions, pause, (client) => client.query(targetsQuery([])));
       await this.targets.refresh(groupids);
     } catch (error) {
       this.#coldUntil = performance.now() + COLD_MS;
@@ -138,9 +160,6 @@ export class TrafficNode {
   }
 }
 
-/** Four that a hold in a busy cluster shares with others, and one to read by or for itself. */
-const WARM = 5;
-const WARM_LOOKS = 2;
 const COLD_MS = 60_000;
 /** A server that takes longer to look at its own locks is as good as unreachable. */
 const LOOK_MOST_MS = 1_000;

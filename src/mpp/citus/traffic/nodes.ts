@@ -3,7 +3,12 @@ import { nodeConnection } from '../../../postgres/node-connection.js';
 import type { Connection } from '../../../postgres/session.js';
 import { formatAddress } from '../../../tasks/task.js';
 import type { TrafficOptions } from '../../abstract.js';
-import { TrafficNode, type PrimaryRow, type TrafficNodeOptions } from './node.js';
+import {
+  TrafficNode,
+  type NodeSessions,
+  type PrimaryRow,
+  type TrafficNodeOptions,
+} from './node.js';
 
 /** How long it may take to reach a node, in milliseconds; it is left out of a hold then. */
 const CONNECT_MS = 2_000;
@@ -11,6 +16,16 @@ const CONNECT_MS = 2_000;
 const CONNECT_COORDINATOR_MS = 10_000;
 
 const COORDINATOR = 'coordinator';
+
+const UNBOUNDED = { groups: 0, pause: 10_000, watch: 4, kept: { pause: 5, watch: 2 } };
+type Sessions = Pick<NonNullable<TrafficOptions['sessions']>, 'groups' | 'pause' | 'watch'> & {
+  readonly kept: NodeSessions['kept'];
+};
+
+/** On other nodes each group that is held has a session of its own beside those that holds share. */
+function sideSessions({ groups, pause, watch, kept }: Sessions): NodeSessions {
+  return { pause: pause + groups, watch, kept };
+}
 
 /** A node that is not the coordinator, and its row. */
 export interface OtherNode {
@@ -39,6 +54,7 @@ export class TrafficNodes {
       name: 'the coordinator',
       connection,
       connectMs: CONNECT_COORDINATOR_MS,
+      sessions: this.#options.sessions ?? UNBOUNDED,
       check: { identity, onOtherServer },
     });
     if (row) node.server.isKnownAs(String(row.nodeid), formatAddress(row.address));
@@ -70,7 +86,8 @@ export class TrafficNodes {
   #other(row: PrimaryRow): OtherNode {
     const [key, name] = [String(row.nodeid), formatAddress(row.address)];
     const connection = nodeConnection(this.#options.node, row.address);
-    const options = { key, name, connection, connectMs: CONNECT_MS, check: undefined };
+    const sessions = sideSessions(this.#options.sessions ?? UNBOUNDED);
+    const options = { key, name, connection, connectMs: CONNECT_MS, sessions, check: undefined };
     return { row, node: this.#node(`${key} at ${name}`, options) };
   }
 
@@ -81,6 +98,7 @@ export class TrafficNodes {
       name: string;
       connection: Connection;
       connectMs: number;
+      sessions: NodeSessions;
       check: TrafficNodeOptions['check'];
     },
   ): TrafficNode {
@@ -89,10 +107,11 @@ export class TrafficNodes {
       known.seenAt = performance.now();
       return known.node;
     }
-    const { schema, logger } = this.#options;
+    const { schema, logger, severed } = this.#options;
     const node: TrafficNode = new TrafficNode({
       ...options,
       schema,
+      severed,
       watch: this.#watch,
       onIdleError: (error) =>
         logger.debug({ err: error, server: node.server.name }, 'an idle session was lost'),

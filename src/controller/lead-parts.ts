@@ -1,0 +1,144 @@
+import type pg from 'pg';
+import type { Settings } from '../config.js';
+import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abstract.js';
+import { componentLogger, type Logger } from '../observe/logger.js';
+import type { ServerIdentity } from '../postgres/identity.js';
+import { Listener } from '../postgres/listener.js';
+import { LoginGate } from '../postgres/login-gate.js';
+import { createPool } from '../postgres/pool.js';
+import type { SessionBudget } from '../postgres/session-budget.js';
+import { Siblings } from '../siblings/siblings.js';
+import { Topology } from '../topology/topology.js';
+import { within } from '../within.js';
+import { Term } from './term.js';
+
+export interface LeadPartsOptions {
+  readonly settings: Settings;
+  readonly logger: Logger;
+  readonly mpp: AbstractMPP;
+  readonly handler: AbstractMPPHandler;
+  /** Id of this controller. */
+  readonly controller: string;
+  /** How many sessions there may be with the coordinator. */
+  readonly sessions: SessionBudget;
+  /** The server that all sessions must be with. */
+  readonly identity: ServerIdentity;
+  /** Called when another one answers. */
+  readonly onOtherServer: () => void;
+  /** Aborted when the controller is to stop. */
+  readonly signal: AbortSignal;
+}
+
+/** How long a task waits for a session while all that are allowed are in use; then it is put back. */
+const BUSY_MS = 100;
+/** A server that does not answer a trivial statement for so long is taken for gone when it is to be left. */
+const SILENT_MS = 1_500;
+
+/** All that runs while a controller leads, beside its control session, and its sessions. */
+export class LeadParts {
+  readonly db: pg.Pool;
+  readonly sessions: pg.Pool;
+  readonly gate = new LoginGate();
+  readonly traffic: TrafficControl;
+  readonly siblings: Siblings;
+  readonly term: Term;
+  readonly #topology: Topology;
+  readonly #listener: Listener;
+  readonly #logger: Logger;
+  readonly #severed = new AbortController();
+  #isSilent = false;
+
+  constructor(options: LeadPartsOptions) {
+    const { settings, logger, mpp, controller, sessions: most, identity, onOtherServer } = options;
+    const { connection, schema } = settings;
+    this.#logger = componentLogger(logger, 'controller');
+    const common = { identity, onOtherServer, schema, severed: this.#severed.signal };
+    const pool = {
+      ...common,
+      gate: this.gate,
+      onIdleError: (error: Error): void => {
+        this.#logger.warn({ err: error }, 'an idle session was lost');
+      },
+    };
+    const queue = { purpose: 'queue', max: most.queue, statementTimeoutMs: 10_000 };
+    const group = { purpose: 'group', max: most.groups, min: most.kept.groups, busyMs: BUSY_MS };
+    this.db = createPool(connection, { ...pool, ...queue });
+    this.sessions = createPool(connection, { ...pool, ...group });
+    const { db, sessions } = this;
+    this.traffic = mpp.createTraffic({
+      ...common,
+      ...{ connection, node: settings.node, sessions: most },
+      logger: componentLogger(logger, 'traffic'),
+    });
+    this.siblings = new Siblings({
+      ...{ db, settings, identity, onOtherServer },
+      logger: componentLogger(logger, 'siblings'),
+    });
+    const { traffic, siblings } = this;
+    this.term = new Term({
+      ...settings,
+      ...{ db, sessions, mpp, traffic, siblings, controller, handler: options.handler },
+      logger: componentLogger(logger, 'queue'),
+    });
+    this.#topology = new Topology({
+      ...{ db, mpp, controller, settings, logger, signal: options.signal },
+      siblings: siblings.databases,
+    });
+    this.#listener = this.#createListener(settings);
+  }
+
+  start(): void {
+    this.#listener.start();
+    this.term.start();
+    this.#topology.start();
+  }
+
+  /** Ends the work, before the sessions that it is done in. @param control for a sign of life */
+  async stop(how: 'record' | 'abandon', control: pg.Client | undefined): Promise<void> {
+    const severing = this.#severIfSilent(control);
+    await Promise.all([this.#listener.stop(), this.#topology.stop(), this.term.stop(how)]);
+    await Promise.all([this.traffic.stop(), this.siblings.stop()]);
+    await severing;
+  }
+
+  /** True when the server did not answer at the end, so that what was rolled back is not written down. */
+  get isSilent(): boolean {
+    return this.#isSilent;
+  }
+
+  async closeSessions(): Promise<void> {
+    await Promise.all([this.db.end(), this.sessions.end()]);
+  }
+
+  #createListener({ connection }: Settings): Listener {
+    return new Listener({
+      connection,
+      channel: 'mpp_tasks',
+      gate: this.gate,
+      onWake: () => {
+        this.term.wake();
+        this.siblings.wake();
+      },
+      onError: (error) => {
+        const line = 'listening was interrupted; the table is polled meanwhile';
+        this.#logger.warn({ err: error }, line);
+      },
+    });
+  }
+
+  /** A server that has vanished would keep every statement waiting that has been sent to it. */
+  async #severIfSilent(control: pg.Client | undefined): Promise<void> {
+    const asked = [this.db, ...(control ? [control] : [])].map((one) => one.query('SELECT'));
+    const answers = Promise.any(asked).then(
+      () => 'yes' as const,
+      () => 'gone' as const,
+    );
+    const answer = await within(SILENT_MS, answers, 'silent' as const);
+    if (answer === 'yes') return;
+    this.#isSilent = answer === 'silent';
+    if (this.#isSilent) {
+      this.#logger.warn('PostgreSQL does not answer; its sessions are closed without waiting');
+    }
+    this.#severed.abort();
+  }
+}
