@@ -15,6 +15,8 @@ const USES = [
   'heartbeatMs',
   'pollMs',
   'retentionMs',
+  'maxTimeoutMs',
+  'minCooldownMs',
   'topology',
   'memberTtlMs',
   'probeIntervalMs',

@@ -7,6 +7,7 @@ import { sameServer, type ServerIdentity } from '../postgres/identity.js';
 import { Listener } from '../postgres/listener.js';
 import { createPool, fill } from '../postgres/pool.js';
 import { Siblings } from '../siblings/siblings.js';
+import { keepLimits } from '../tasks/limits.js';
 import { Topology } from '../topology/topology.js';
 import type { ControlSession } from './leader.js';
 import { announce, forgetGone, markGone } from './presence.js';
@@ -249,6 +250,7 @@ export class Lead {
   async #markPresent(control: ControlSession, strategy: string): Promise<void> {
     const { controller: id, version, settings } = this.#options;
     await announce(control, { id, version, strategy, maxHolds: settings.maxHolds });
+    await keepLimits(control.client, id, settings);
   }
 
   async #forgetMe(): Promise<void> {
