@@ -651,7 +651,7 @@ COMMENT ON FUNCTION @mpp.mpp_task_status IS
 -- 8. What Citus allows to superusers alone.
 
 -- A function that any other role owns could be replaced by that role at any time.
-CREATE FUNCTION @mpp.mpp_is_installed(wrapper name) RETURNS boolean
+CREATE FUNCTION @mpp.mpp_is_installed(wrapper name, types text) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $fn$
@@ -661,12 +661,13 @@ AS $fn$
         JOIN pg_roles AS o ON o.oid = p.proowner
         WHERE p.pronamespace = @home::regnamespace
           AND p.proname = $1
+          AND oidvectortypes(p.proargtypes) = $2
           AND p.prosecdef
           AND o.rolsuper
           AND has_function_privilege(p.oid, 'EXECUTE'))
 $fn$;
 COMMENT ON FUNCTION @mpp.mpp_is_installed IS
-    'Whether this role may call the function of that name which mpp-controller bootstrap installs.';
+    'Whether this role may call the function of that name and those argument types which mpp-controller bootstrap installs.';
 
 -- 9. Rights.
 
