@@ -182,12 +182,20 @@ class ControllerProcess implements Controller {
         signal: this.#abort.signal,
         replaced: rivals.found,
         open: () => this.#open(),
-        onActive: () => this.#say(`active, with strategy ${strategy} on Citus ${mppVersion}`),
+        onActive: () => {
+          this.#say(`active, with strategy ${strategy} on Citus ${mppVersion}`);
+          void this.#sayWhatIsMissing(control);
+        },
       },
       control.identity,
     );
     await lead.run(control);
     this.#said = undefined;
+  }
+
+  async #sayWhatIsMissing({ handler, client }: ControlSession): Promise<void> {
+    const missing = await handler.missingRights(client).catch(() => []);
+    for (const sentence of missing) this.#logger.warn(sentence);
   }
 
   /** What a person must put right before this can work at all; once it has worked, we wait instead. */

@@ -84,6 +84,9 @@ END
   },
 ];
 
+/** Name and argument types of each. */
+export const WRAPPER_SIGNATURES: readonly Pick<Wrapper, 'name' | 'types'>[] = WRAPPERS;
+
 /**
  * Installs the wrappers that are missing or not as they are here. The caller must be a superuser, in an
  * open transaction without propagation of DDL.
