@@ -147,7 +147,7 @@ CREATE FUNCTION @mpp.mpp_is_controller(login name) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $fn$
-    SELECT @mpp.mpp_has_role($1, 'mpp_controller'::regrole)
+    SELECT @mpp.mpp_has_role($1, 'mpp_controller'::regrole::oid)
 $fn$;
 COMMENT ON FUNCTION @mpp.mpp_is_controller IS
     'Whether a login role is a superuser or a member of mpp_controller.';
@@ -374,7 +374,7 @@ BEGIN
     END IF;
     PERFORM @mpp.mpp_check_group(NEW.groupid);
 
-    IF NOT is_controller AND NOT @mpp.mpp_has_role(session_user, 'mpp_operator'::regrole) THEN
+    IF NOT is_controller AND NOT @mpp.mpp_has_role(session_user, 'mpp_operator'::regrole::oid) THEN
         SELECT l.* INTO limits FROM @mpp.mpp_limits AS l;
         asked := NEW.timeout;
         IF asked <= '1 day' AND asked > limits.max_timeout THEN
@@ -490,7 +490,7 @@ BEGIN
                   HINT = 'SELECT DISTINCT groupid FROM pg_dist_node shows the groups.';
     END IF;
     NEW.nodename := @mpp.mpp_plain_host(NEW.nodename);
-    PERFORM @mpp.mpp_check_address(NEW.nodename, NEW.nodeport, 'the member');
+    PERFORM @mpp.mpp_check_address(NEW.nodename, NEW.nodeport, 'the member'::text);
     IF NEW.role IS NULL OR NEW.role NOT IN ('primary', 'secondary') THEN
         RAISE EXCEPTION 'unknown role %', quote_nullable(left(NEW.role, 60))
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'role',

@@ -23,4 +23,4 @@ export async function keepLimits(
 }
 
 const KEEP_LIMITS = `
-  SELECT @mpp.mpp_keep_limits($1, $2::float8 * interval '1 millisecond', $3::float8 * interval '1 millisecond')`;
+  SELECT @mpp.mpp_keep_limits($1::text, $2::float8 * interval '1 millisecond', $3::float8 * interval '1 millisecond')`;

@@ -97,7 +97,7 @@ const READ_LACKS = `
          ARRAY(
            SELECT w.name
            FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (name, types, place)
-           WHERE NOT me.rolsuper AND NOT @mpp.mpp_is_installed(w.name, w.types)
+           WHERE NOT me.rolsuper AND NOT @mpp.mpp_is_installed(w.name::name, w.types)
            ORDER BY w.place) AS wrappers,
          ARRAY(
            SELECT DISTINCT p.proname::text

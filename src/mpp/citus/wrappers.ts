@@ -179,7 +179,7 @@ export async function callAsSuperuser(
 
 const WHICH = `
   SELECT (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user) AS superuser,
-         @mpp.mpp_is_installed($1, $2) AS installed`;
+         @mpp.mpp_is_installed($1::name, $2::text) AS installed`;
 
 /** Citus's own refusal has no SQLSTATE of its own; on the way to other nodes it is PostgreSQL's. */
 function isRefused(error: unknown): error is pg.DatabaseError {
