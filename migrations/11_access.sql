@@ -350,10 +350,6 @@ COMMENT ON FUNCTION @mpp.mpp_duration IS
 
 -- 4. What happens to a report before it is checked.
 
-ALTER TABLE @mpp.mpp_tasks ADD COLUMN note text;
-COMMENT ON COLUMN @mpp.mpp_tasks.note IS
-    'What of the report was changed when it was taken, such as a timeout that was cut. reason begins with it.';
-
 -- Fires before mpp_tasks_1_check, which writes the defaults and refuses what is out of range. session_user,
 -- because current_user is the owner here and in mpp_submit.
 CREATE FUNCTION @mpp.mpp_tasks_access() RETURNS trigger
@@ -394,21 +390,18 @@ BEGIN
         NEW.cooldown := coalesce(NEW.cooldown,
             greatest(limits.min_cooldown, least(interval '10 s', NEW.timeout / 2)));
     END IF;
-    NEW.note := nullif(concat_ws('; ', cut, raised), '');
-    NEW.reason := coalesce(NEW.note, NEW.reason);
+    NEW.reason := nullif(concat_ws('; ', cut, raised), '');
     RETURN NEW;
 END
 $fn$;
 
-CREATE FUNCTION @mpp.mpp_tasks_keep_note() RETURNS trigger
+-- mpp_tasks_1_check clears the note, so that none comes from outside.
+CREATE FUNCTION @mpp.mpp_tasks_note() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $fn$
 BEGIN
-    NEW.note := OLD.note;
-    IF NEW.reason IS NULL OR NOT starts_with(NEW.reason, OLD.note) THEN
-        NEW.reason := concat_ws('; ', OLD.note, NEW.reason);
-    END IF;
+    NEW.note := NEW.reason;
     RETURN NEW;
 END
 $fn$;
@@ -416,8 +409,8 @@ $fn$;
 -- Triggers of one kind fire in the order of their names.
 CREATE TRIGGER mpp_tasks_0_access BEFORE INSERT ON @mpp.mpp_tasks
     FOR EACH ROW EXECUTE FUNCTION @mpp.mpp_tasks_access();
-CREATE TRIGGER mpp_tasks_2_note BEFORE UPDATE ON @mpp.mpp_tasks
-    FOR EACH ROW WHEN (OLD.note IS NOT NULL) EXECUTE FUNCTION @mpp.mpp_tasks_keep_note();
+CREATE TRIGGER mpp_tasks_2_note BEFORE INSERT ON @mpp.mpp_tasks
+    FOR EACH ROW WHEN (NEW.reason IS NOT NULL) EXECUTE FUNCTION @mpp.mpp_tasks_note();
 
 -- 5. The log.
 
@@ -448,26 +441,6 @@ BEGIN
             'id', NEW.id, 'groupid', NEW.groupid, 'event', NEW.event, 'status', NEW.status)::text);
     END IF;
     RETURN NULL;
-END
-$fn$;
-
-CREATE OR REPLACE FUNCTION @mpp.mpp_tasks_notify() RETURNS trigger
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $fn$
-BEGIN
-    PERFORM pg_notify('mpp_tasks', '');
-    RETURN NULL;
-END
-$fn$;
-
-CREATE OR REPLACE FUNCTION @mpp.mpp_task_log_append_only() RETURNS trigger
-LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp
-AS $fn$
-BEGIN
-    RAISE EXCEPTION 'mpp_task_log is append-only'
-        USING ERRCODE = 'object_not_in_prerequisite_state';
 END
 $fn$;
 
@@ -593,19 +566,6 @@ CROSS JOIN (
 ) AS ttl
 CROSS JOIN LATERAL (SELECT clock_timestamp() - m.reported_at AS of_report) AS age;
 
-CREATE OR REPLACE FUNCTION @mpp.mpp_ignore_replication_slot(name text, type text, database text, plugin text) RETURNS boolean
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pg_temp
-AS $fn$
-    SELECT coalesce(
-        NOT pg_is_in_recovery()
-        AND $2 = 'logical'
-        AND $3 = current_database()
-        AND (($1 ~ '^citus_shard_move_slot(_[1-9][0-9]*){2,3}$' AND $4 = 'pgoutput')
-             OR ($1 ~ '^citus_shard_split_slot(_[1-9][0-9]*){2,3}$' AND $4 = 'citus')),
-        false)
-$fn$;
-
 -- 7. What a client sees.
 
 -- Plan: Index Scan of mpp_tasks_open for the open tasks, Index Scan Backward of this index for the others,
@@ -678,7 +638,7 @@ COMMENT ON FUNCTION @mpp.mpp_is_installed IS
 REVOKE ALL ON FUNCTION
     @mpp.mpp_is_host, @mpp.mpp_plain_host, @mpp.mpp_has_role, @mpp.mpp_is_controller, @mpp.mpp_members_of,
     @mpp.mpp_groups_of, @mpp.mpp_check_group, @mpp.mpp_grant_group, @mpp.mpp_revoke_group, @mpp.mpp_keep_limits,
-    @mpp.mpp_duration, @mpp.mpp_tasks_access, @mpp.mpp_tasks_keep_note, @mpp.mpp_is_installed
+    @mpp.mpp_duration, @mpp.mpp_tasks_access, @mpp.mpp_tasks_note, @mpp.mpp_is_installed
 FROM PUBLIC;
 
 GRANT EXECUTE ON FUNCTION @mpp.mpp_grant_group, @mpp.mpp_revoke_group TO mpp_operator;

@@ -206,15 +206,6 @@ describe.each(SCHEMAS)('what is reported, in schema $schema', ({ schema, databas
     expect(await traces()).toBe(before + 4);
   });
 
-  it('numbers a task itself, whatever id a superuser writes', async () => {
-    const last = await contract.report(FINE);
-    const { rows } = await db.query<{ id: string }>(
-      `INSERT INTO mpp_tasks (id, event, groupid, nodename) OVERRIDING SYSTEM VALUE
-       VALUES (1, 'suspect', 1, 'worker-1') RETURNING id`,
-    );
-    expect(Number(rows[0]?.id)).toBeGreaterThan(Number(last));
-  });
-
   it('refuses hostile text in every column, and quotes it in the answer', async () => {
     for (const name of ['event', 'pause', 'source', 'status', 'nodename']) {
       const wrong = { ...FINE, [name]: HOSTILE };
