@@ -348,7 +348,7 @@ BEGIN
 EXCEPTION WHEN lock_not_available THEN
     RAISE EXCEPTION 'nothing was reported: another session has locked mpp_tasks'
         USING ERRCODE = 'lock_not_available',
-              DETAIL = format('Locked by the session with pid %s.'::text, @mpp.mpp_lockers(NULL)),
+              DETAIL = format('Locked by the session with pid %s.'::text, @mpp.mpp_lockers(NULL::bigint)),
               HINT = 'Report again, once that session has ended its transaction.';
 END
 $$;
@@ -532,7 +532,7 @@ BEGIN
                   AND t.groupid = original.groupid
                   AND t.created_at > original.created_at
                   AND t.source = 'client'
-                  AND @mpp.mpp_supersedes(t.event, t.source, original.event, 'client'))
+                  AND @mpp.mpp_supersedes(t.event, t.source, original.event, 'client'::text))
             OR EXISTS (
                 SELECT
                 FROM (

@@ -101,6 +101,18 @@ export const SETTINGS = {
     description: 'how long finished tasks and their log are kept',
     ...duration(1_000, 36_500 * DAY),
   },
+  maxTimeoutMs: {
+    env: 'MPP_MAX_TIMEOUT',
+    default: '5min',
+    description: 'longest timeout that a client may ask for; a longer one is cut to it',
+    ...duration(1_000, DAY),
+  },
+  minCooldownMs: {
+    env: 'MPP_MIN_COOLDOWN',
+    default: '1s',
+    description: 'shortest cooldown that a client may ask for; a shorter one is raised to it',
+    ...duration(0, DAY),
+  },
   migrateTimeoutMs: {
     env: 'MPP_MIGRATE_TIMEOUT',
     default: '30s',

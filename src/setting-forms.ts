@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { DURATION_FORM, formatDuration, parseDuration } from './duration.js';
 import { ConfigError } from './errors.js';
+import { HOST_FORM, isHost, plainHost } from './host.js';
 
 /** What a setting takes: in words, to follow "give", and as a schema that reads its text. */
 interface Form<T> {
@@ -33,12 +34,11 @@ export function duration(min: number, max: number) {
   };
 }
 
+/** See `isHost`; an IPv6 address may have brackets around it. */
 export function host() {
   return {
-    accepts: 'a host name or address without blanks, at most 255 bytes',
-    schema: z
-      .string()
-      .refine((text) => /^[^\s\p{Cc}]+$/u.test(text) && Buffer.byteLength(text) <= 255),
+    accepts: HOST_FORM,
+    schema: z.string().transform(plainHost).refine(isHost),
   };
 }
 

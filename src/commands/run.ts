@@ -16,6 +16,8 @@ const USES = [
   'heartbeatMs',
   'pollMs',
   'retentionMs',
+  'maxTimeoutMs',
+  'minCooldownMs',
   'topology',
   'memberTtlMs',
   'probeIntervalMs',

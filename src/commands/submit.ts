@@ -207,11 +207,12 @@ const GIVEN_UP = new Set(['57014', '55P03']);
 
 const SUBMIT = `
   SELECT @mpp.mpp_submit(
-    event => $1, groupid => $2, nodename => $3, nodeport => $4, secondaries => $5,
-    timeout => $6::bigint * interval '1 ms', cooldown => $7::bigint * interval '1 ms', pause => $8
+    event => $1::text, groupid => $2::integer, nodename => $3::text, nodeport => $4::integer,
+    secondaries => $5::text[], timeout => $6::bigint * interval '1 ms',
+    cooldown => $7::bigint * interval '1 ms', pause => $8::text, source => 'client'::text
   ) AS id`;
 
-const WAIT = `CALL @mpp.mpp_wait($1::bigint, $2::bigint * interval '1 ms', NULL)`;
+const WAIT = `CALL @mpp.mpp_wait($1::bigint, $2::bigint * interval '1 ms', NULL::text)`;
 
 const STATUS =
   'SELECT status, reason FROM @mpp.mpp_task_status($1::bigint) WHERE status IS NOT NULL';

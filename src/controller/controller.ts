@@ -266,6 +266,7 @@ class ControllerProcess implements Controller {
         onActive: () => {
           this.#logger.info(`active, with strategy ${strategy} on Citus ${mppVersion}`);
           this.#saySessions(sessions, connections);
+          void this.#sayWhatIsMissing(control);
         },
       },
       control,
@@ -291,6 +292,11 @@ class ControllerProcess implements Controller {
     if (2 * total <= max - reserved) this.#logger.info(fields, line);
     else
       this.#logger.warn(fields, `${line}; that is more than half of them: raise max_connections`);
+  }
+
+  async #sayWhatIsMissing({ handler, client }: ControlSession): Promise<void> {
+    const missing = await handler.missingRights(client).catch(() => []);
+    for (const sentence of missing) this.#logger.warn(sentence);
   }
 
   /** What a person must put right before this can work at all; once it has worked, we wait instead. */

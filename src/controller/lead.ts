@@ -8,6 +8,7 @@ import { fill } from '../postgres/pool.js';
 import type { SessionBudget } from '../postgres/session-budget.js';
 import { errorText } from '../postgres/session.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
+import { keepLimits } from '../tasks/limits.js';
 import { within } from '../within.js';
 import { LeadParts } from './lead-parts.js';
 import type { ControlSession } from './leader.js';
@@ -244,6 +245,7 @@ export class Lead {
     const trouble = await announce(control, { id, version, strategy, maxHolds: settings.maxHolds });
     if (trouble === undefined) this.#presence.clear();
     else this.#warnOfPresence(trouble);
+    await keepLimits(control.client, id, settings);
   }
 
   /** Rows that another session has locked must not keep the coordinator from being served. */

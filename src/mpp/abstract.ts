@@ -228,6 +228,12 @@ export interface AbstractMPPHandler {
   /** Version of the database's extension, for people. */
   readonly version: string;
 
+  /**
+   * What cannot be done with the rights of this session's role, in sentences, each with the statement that
+   * gives it the right.
+   */
+  missingRights(session: ClientBase): Promise<readonly string[]>;
+
   /** Whether a further group may be held beside the ones held now. */
   canHoldAnother(session: ClientBase): Promise<boolean>;
 

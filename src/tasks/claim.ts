@@ -63,7 +63,7 @@ export async function claimTask(db: Queryable, scope: ClaimScope): Promise<Claim
 async function supersede(db: Queryable, groupid: number): Promise<number> {
   const { rows } = await db.query<{ ended: number }>({
     name: 'mpp-supersede',
-    text: 'SELECT @mpp.mpp_supersede($1) AS ended',
+    text: 'SELECT @mpp.mpp_supersede($1::integer) AS ended',
     values: [groupid],
   });
   return rows[0]?.ended ?? 0;

@@ -210,7 +210,8 @@ export function compareStatement(nodesQuery: string): string {
     SELECT d.*, pg_try_advisory_xact_lock($2, d.groupid) AS mine FROM due AS d
   )
   SELECT t.groupid,
-         @mpp.mpp_submit('after_promote', t.groupid, t.nodename, t.nodeport, t.secondaries, source => 'sync')::text AS id,
+         @mpp.mpp_submit('after_promote'::text, t.groupid, t.nodename, t.nodeport, t.secondaries,
+           NULL::interval, NULL::interval, NULL::text, 'sync'::text)::text AS id,
          format(CASE WHEN t.nodename LIKE '%:%' THEN '[%s]:%s' ELSE '%s:%s' END, t.nodename, t.nodeport) AS node,
          t.secondaries,
          NULL AS problem

@@ -223,7 +223,8 @@ function suspectStatement(nodesQuery: string): string {
         FROM @mpp.mpp_tasks AS t
         WHERE t.finished_at IS NULL AND t.groupid = n.groupid AND t.event = 'suspect')
   )
-  SELECT @mpp.mpp_submit('suspect', t.groupid, t.nodename, t.nodeport, source => 'probe') AS id
+  SELECT @mpp.mpp_submit('suspect'::text, t.groupid, t.nodename, t.nodeport, NULL::text[],
+           NULL::interval, NULL::interval, NULL::text, 'probe'::text) AS id
   FROM turn AS t
   WHERE t.mine`;
 }

@@ -20,7 +20,7 @@ export async function reportOurselves(
     name: 'mpp-report-ourselves',
     text: `
       WITH node AS (${nodesQuery})
-      SELECT @mpp.mpp_report(0, $1::text, here.port, 'primary', 'running', here.timeline)
+      SELECT @mpp.mpp_report(0, $1::text, here.port, 'primary'::text, 'running'::text, here.timeline)
       FROM (
         SELECT coalesce($2::integer, current_setting('port')::integer) AS port,
                ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer AS timeline

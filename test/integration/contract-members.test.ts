@@ -24,7 +24,7 @@ const REFUSED: readonly (readonly [string, TaskValues, string])[] = [
   ['no host', { host: '' }, 'nodename'],
   ['a host with a blank', { host: 'w 1' }, 'nodename'],
   ['a host with a control character', { host: 'w\u00011' }, 'nodename'],
-  ['a host with brackets', { host: '[::1]' }, 'nodename'],
+  ['a name in brackets', { host: '[w1]' }, 'nodename'],
   ['a host of 256 bytes', { host: 'w'.repeat(256) }, 'nodename'],
   ['port 0', { port: 0 }, 'nodeport'],
   ['port 65536', { port: 65_536 }, 'nodeport'],

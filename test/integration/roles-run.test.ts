@@ -125,37 +125,61 @@ describe('a controller that is only a member of mpp_controller', () => {
     await group.rejoin();
   });
 
-  // Citus lets only a superuser call citus_add_node.
-  it('moves a primary at once, and registers its secondary once a superuser has', async () => {
+  it('registers a secondary, replaces it and removes it', async () => {
     const group = h.cluster.group(2);
     await group.failover();
+    await group.rejoin();
     const { primary, standby } = group;
     const report = { event: 'after_promote', groupid: 2, node: primary } as const;
-    expect(await h.request({ ...report, secondaries: [standby.address] })).toMatchObject({
-      status: 'done',
-      reason: null,
-    });
-    expect(await h.nodes(2)).toMatchObject([{ node: primary.address }]);
-
-    const rest = await waitFor('the rest of it to be refused by Citus, and retried', async () => {
-      const { rows } = await h.db.query<{ id: string; reason: string }>(
-        `SELECT id, reason FROM mpp_tasks
-         WHERE groupid = 2 AND source = 'sync' AND finished_at IS NULL
-           AND attempt > 1 AND reason IS NOT NULL`,
-      );
-      return rows[0];
-    });
-    expect(rest.reason).toContain('operation is not allowed');
-    await group.rejoin();
-    // Fails once for each session that Citus has kept with a worker that was stopped meanwhile.
-    await waitFor('a superuser to add the node', () =>
-      h.db.query("SELECT citus_add_node($1, $2, 2, 'secondary')", [standby.host, standby.port]),
-    );
-    expect(await h.ended(rest.id)).toMatchObject({ status: 'done' });
+    const secondaries = async (...addresses: string[]): Promise<void> => {
+      await h.request({ ...report, secondaries: addresses });
+      await waitFor('the secondaries to follow', async () => {
+        const rows = await h.nodes(2);
+        const nodes = rows.filter(({ role }) => role === 'secondary').map(({ node }) => node);
+        return nodes.join() === addresses.join();
+      });
+    };
+    await secondaries(standby.address);
+    await secondaries();
+    await secondaries(standby.address);
     expect(await h.nodes(2)).toMatchObject([
       { node: primary.address, role: 'primary' },
       { node: standby.address, role: 'secondary' },
     ]);
+  });
+
+  it('says which command installs what it may not do, and does it once that has run', async () => {
+    const { primary } = h.cluster.group(2);
+    await h.db.query('DROP FUNCTION mpp_remove_node');
+    await h.report({ event: 'after_promote', groupid: 2, node: primary, secondaries: [] });
+    const task = await waitFor('Citus to refuse the removal', async () => {
+      const { rows } = await h.db.query<{ id: string; reason: string }>(
+        `SELECT id, reason FROM mpp_tasks
+         WHERE groupid = 2 AND finished_at IS NULL AND attempt > 1 AND reason LIKE '%bootstrap%'`,
+      );
+      return rows[0];
+    });
+    expect(task.reason).toMatch(
+      /^Citus lets only a superuser call citus_remove_node: run mpp-controller bootstrap as a superuser, which installs mpp_remove_node .+ Citus says: .+ \(SQLSTATE \w+\)$/,
+    );
+    expect(await runCli(['bootstrap'], { DATABASE_URL: url('postgres') })).toMatchObject({
+      exitCode: 0,
+      stdout: expect.stringMatching(/^grants +done +mpp_controller, mpp_remove_node$/m) as string,
+    });
+    expect(await h.ended(task.id)).toMatchObject({ status: 'done' });
+    expect(await h.nodes(2)).toMatchObject([{ node: primary.address, role: 'primary' }]);
+  });
+
+  it("registers the coordinator's host", async () => {
+    const { host, port } = h.cluster.coordinator;
+    // Fails while the metadata of a node is not in sync.
+    await waitFor('Citus to remove the row', () =>
+      h.db.query('SELECT citus_remove_node($1, $2)', [host, port]),
+    );
+    expect(await h.nodes(0)).toEqual([]);
+    const report = { event: 'after_promote', groupid: 0, node: { host, port } } as const;
+    expect(await h.ended((await h.request(report)).id)).toMatchObject({ status: 'done' });
+    expect(await h.nodes(0)).toMatchObject([{ node: `${host}:${port}`, role: 'primary' }]);
   });
 });
 

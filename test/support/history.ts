@@ -2,7 +2,8 @@ import type { Client } from 'pg';
 import { NODES_QUERY } from '../../src/mpp/citus/nodes.js';
 import { lookHere, lookThere } from '../../src/siblings/waiting.js';
 import { readOutbox } from '../../src/siblings/outbox.js';
-import { claimTask, othersWait, sweep } from '../../src/tasks/claim.js';
+import { claimTask, othersWait } from '../../src/tasks/claim.js';
+import { expire, takeBack } from '../../src/tasks/sweep.js';
 import { endTasks, markHolding, pruneTasks, requeueTasks } from '../../src/tasks/finish.js';
 import { compareMembers } from '../../src/topology/compare.js';
 import { reportSuspect } from '../../src/topology/members.js';
@@ -125,8 +126,17 @@ export const STATEMENTS: readonly HistoryStatement[] = [
   { name: 'claim', kind: 'controller', run: (db) => claimTask(db, scope(true)) },
   { name: 'claim of a held group', kind: 'controller', run: (db) => claimTask(db, scope(false)) },
   { name: 'tasks of other groups', kind: 'controller', run: (db) => othersWait(db, HELD_GROUPS) },
-  { name: 'sweep', kind: 'controller', run: (db) => sweep(db, HELD_GROUPS) },
-  { name: 'sweep of what another has left', kind: 'controller', run: (db) => sweep(db, []) },
+  { name: 'expiry', kind: 'controller', run: (db) => expire(db) },
+  {
+    name: 'taking back of lost tasks',
+    kind: 'controller',
+    run: (db) => takeBack(db, { busy: [], held: HELD_GROUPS }),
+  },
+  {
+    name: 'taking back what another has left',
+    kind: 'controller',
+    run: (db) => takeBack(db, { busy: [], held: [] }),
+  },
   {
     name: 'mark holding',
     kind: 'controller',

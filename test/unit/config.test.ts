@@ -28,6 +28,8 @@ describe('loadSettings', () => {
       patroniIntervalMs: 2_000,
       patroniCa: undefined,
       patroniAuth: undefined,
+      maxTimeoutMs: 300_000,
+      minCooldownMs: 1_000,
       migrateTimeoutMs: 30_000,
       logLevel: 'info',
       localHostname: 'localhost',

@@ -89,7 +89,7 @@ function steps(options: BootstrapOptions): Step[] {
       name: 'grants',
       advice: 'connect as a superuser',
       run: async (client) => {
-        const names = await grantRights(client);
+        const names = await grantRights(client, schema);
         return {
           outcome: madeIf(names.length > 0),
           detail: ['mpp_controller', ...names].join(', '),

@@ -5,6 +5,7 @@ import { bootstrap } from './bootstrap.js';
 import { validateConfig } from './config.js';
 import { applyGucs, currentGucs, planGucs, readGucs } from './gucs.js';
 import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
+import { missingRights } from './rights.js';
 import { ignoreReplicationSlot } from './slots.js';
 import { STRATEGIES, type StrategyName } from './traffic/strategies.js';
 import { CitusTraffic } from './traffic/traffic.js';
@@ -128,6 +129,7 @@ function createHandler(names: readonly StrategyName[], features: Features): Abst
     readNodes,
     plan: planTransition,
     apply: applyStep,
+    missingRights,
   };
 }
 

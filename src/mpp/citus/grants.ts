@@ -1,4 +1,5 @@
 import type pg from 'pg';
+import { installWrappers } from './wrappers.js';
 
 /** The functions of Citus that a controller calls; which of them exist depends on its version. */
 const FUNCTIONS = [
@@ -13,27 +14,33 @@ const FUNCTIONS = [
 
 /**
  * Gives the role mpp_controller what it needs, so that a controller need not be a superuser: Citus's
- * functions, ending sessions that are in the way of a hold, and deadlock_timeout for its own. The caller
- * must be a superuser, and the role must exist.
+ * functions, ending the sessions that block a hold, deadlock_timeout for its own, and wrappers for what
+ * Citus allows to superusers alone. The caller must be a superuser, and the role must exist.
  *
  * @param client a session without an open transaction
+ * @param schema of our objects
  * @returns the names of what was granted now; empty when all was before.
  */
-export async function grantRights(client: pg.ClientBase): Promise<string[]> {
+export async function grantRights(client: pg.ClientBase, schema: string): Promise<string[]> {
   await client.query('BEGIN');
   try {
-    await client.query("SELECT set_config('citus.enable_ddl_propagation', 'off', true)");
+    await client.query(TRANSACTION_SETTINGS);
     const { rows } = await client.query<{ name: string; statement: string }>(MISSING_GRANTS, [
       FUNCTIONS,
     ]);
     for (const { statement } of rows) await client.query(statement);
+    const wrappers = await installWrappers(client, schema);
     await client.query('COMMIT');
-    return rows.map((row) => row.name);
+    return [...rows.map((row) => row.name), ...wrappers];
   } catch (error) {
     await client.query('ROLLBACK').catch(() => undefined);
     throw error;
   }
 }
+
+const TRANSACTION_SETTINGS = `
+  SELECT set_config('citus.enable_ddl_propagation', 'off', true),
+         set_config('search_path', 'pg_catalog, pg_temp', true)`;
 
 /** GRANT takes no parameters; regprocedure writes name and argument types, quoted where needed. */
 const MISSING_GRANTS = `

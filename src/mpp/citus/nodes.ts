@@ -2,6 +2,7 @@ import type { ClientBase } from 'pg';
 import type { Queryable } from '../../postgres/queryable.js';
 import type { Address, Task } from '../../tasks/task.js';
 import type { Node, Step } from '../abstract.js';
+import { callAsSuperuser } from './wrappers.js';
 
 /**
  * The rows of the task's group, and any row at an address that the task names or that a row of the
@@ -65,22 +66,19 @@ export async function applyStep(
     case 'update':
       return updateNode(session, step.nodeid, step.to, cooldownMs);
     case 'add':
-      await session.query({
-        text: 'SELECT pg_catalog.citus_add_node($1, $2, $3, $4)',
-        values: [step.node.host, step.node.port, step.groupid, step.role],
-      });
-      return;
+      return callAsSuperuser(session, 'citus_add_node', [
+        step.node.host,
+        step.node.port,
+        step.groupid,
+        step.role,
+      ]);
     case 'remove':
-      await session.query({
-        text: 'SELECT pg_catalog.citus_remove_node($1, $2)',
-        values: [step.node.host, step.node.port],
-      });
-      return;
+      return callAsSuperuser(session, 'citus_remove_node', [step.node.host, step.node.port]);
     case 'coordinator':
-      await session.query({
-        text: 'SELECT pg_catalog.citus_set_coordinator_host($1, $2)',
-        values: [step.node.host, step.node.port],
-      });
+      return callAsSuperuser(session, 'citus_set_coordinator_host', [
+        step.node.host,
+        step.node.port,
+      ]);
   }
 }
 

@@ -15,4 +15,5 @@ export async function ignoreReplicationSlot(
   return rows[0]?.ignored ?? false;
 }
 
-const IGNORE_SLOT = 'SELECT @mpp.mpp_ignore_replication_slot($1, $2, $3, $4) AS ignored';
+const IGNORE_SLOT =
+  'SELECT @mpp.mpp_ignore_replication_slot($1::text, $2::text, $3::text, $4::text) AS ignored';

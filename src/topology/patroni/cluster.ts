@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { isHost, plainHost } from '../../host.js';
 import type { MemberReport } from '../members.js';
 
 /**
@@ -40,8 +41,10 @@ export interface PatroniCluster {
 export function readAnswer(answer: unknown, groupid: number, seenAt: number): PatroniCluster {
   const { members } = CLUSTER.parse(answer);
   const reports = members.flatMap((member): MemberReport[] => {
-    const { host, port = 5432 } = member;
-    if (host === undefined || !isHost(host) || !isPort(port)) return [];
+    const { port = 5432 } = member;
+    const host = plainHost(member.host ?? '');
+    // The table refuses any other host, and with it all that is written in one statement.
+    if (!isHost(host) || !isPort(port)) return [];
     const { timeline } = member;
     return [
       {
@@ -70,11 +73,6 @@ function stateOf(state: string | undefined): string {
 
 function isSet(tag: unknown): boolean {
   return tag === true || (typeof tag === 'string' && /^(true|yes|on|1)$/i.test(tag));
-}
-
-/** As the table takes it; one that it refuses would keep all others from being written. */
-function isHost(host: string): boolean {
-  return /^[^\s\p{Cc}[\]]+$/u.test(host) && Buffer.byteLength(host) <= 255;
 }
 
 function isPort(port: number): boolean {

@@ -1,11 +1,16 @@
 -- Citus's functions on pg_dist_node: its signatures, order of checks, locks and SQLSTATEs. The ones
 -- that write run as their owner, because Citus's C code asks for no privilege on the table either.
 
--- Inside a SECURITY DEFINER function current_user is the owner; the setting still names SET ROLE's.
+-- Inside a SECURITY DEFINER function current_user is its owner, so the functions that ask note who called
+-- them before they call one that runs as the owner.
+CREATE FUNCTION standin.note_caller() RETURNS void
+LANGUAGE sql SET search_path = pg_catalog AS $$
+  SELECT set_config('standin.caller', current_user, true)
+$$;
+
 CREATE FUNCTION standin.caller_is_superuser() RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-  SELECT rolsuper FROM pg_roles
-  WHERE rolname = coalesce(nullif(current_setting('role'), 'none'), session_user)
+  SELECT rolsuper FROM pg_roles WHERE rolname = current_setting('standin.caller')
 $$;
 
 CREATE FUNCTION standin.ensure_coordinator() RETURNS void
@@ -142,8 +147,9 @@ CREATE FUNCTION pg_catalog.citus_add_node(
   noderole noderole DEFAULT 'primary',
   nodecluster name DEFAULT 'default'
 ) RETURNS integer
-LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog AS $$
 BEGIN
+  PERFORM standin.note_caller();
   IF NOT standin.caller_is_superuser() THEN
     RAISE EXCEPTION 'operation is not allowed'
       USING ERRCODE = 'XX000', HINT = 'Run the command with a superuser.';
@@ -158,6 +164,16 @@ CREATE FUNCTION pg_catalog.citus_add_secondary_node(
   primaryname text,
   primaryport integer,
   nodecluster name DEFAULT 'default'
+) RETURNS integer
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog AS $$
+BEGIN
+  PERFORM standin.note_caller();
+  RETURN standin.add_secondary_node($1, $2, $3, $4, $5);
+END
+$$;
+
+CREATE FUNCTION standin.add_secondary_node(
+  nodename text, nodeport integer, primaryname text, primaryport integer, nodecluster name
 ) RETURNS integer
 LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog AS $$
 #variable_conflict use_variable
@@ -181,6 +197,16 @@ CREATE FUNCTION pg_catalog.citus_set_coordinator_host(
   node_role noderole DEFAULT 'primary',
   node_cluster name DEFAULT 'default'
 ) RETURNS void
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog AS $$
+BEGIN
+  PERFORM standin.note_caller();
+  PERFORM standin.set_coordinator_host($1, $2, $3, $4);
+END
+$$;
+
+CREATE FUNCTION standin.set_coordinator_host(
+  host text, port integer, node_role noderole, node_cluster name
+) RETURNS void
 LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog AS $$
 BEGIN
   LOCK TABLE pg_dist_node IN ROW EXCLUSIVE MODE;
@@ -195,6 +221,14 @@ END
 $$;
 
 CREATE FUNCTION pg_catalog.citus_remove_node(nodename text, nodeport integer) RETURNS void
+LANGUAGE plpgsql STRICT SET search_path = pg_catalog AS $$
+BEGIN
+  PERFORM standin.note_caller();
+  PERFORM standin.remove_node($1, $2);
+END
+$$;
+
+CREATE FUNCTION standin.remove_node(nodename text, nodeport integer) RETURNS void
 LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog AS $$
 #variable_conflict use_variable
 DECLARE
