@@ -12,6 +12,7 @@ import type { ControlSession } from './leader.js';
 import { announce, forgetGone, markGone } from './presence.js';
 import { pause } from './signal.js';
 import { Term } from './term.js';
+import { NodeVerification, NO_VERIFICATION, type Verification } from './verification.js';
 
 export interface LeadOptions {
   readonly settings: Settings;
@@ -96,9 +97,10 @@ export class Lead {
       onOtherServer: () => this.#otherServer.abort(),
       logger: componentLogger(logger, 'siblings'),
     });
+    const verification = this.#createVerification();
     const term = new Term({
       ...settings,
-      ...{ db, sessions, mpp, traffic, siblings, controller },
+      ...{ db, sessions, mpp, traffic, siblings, controller, verification },
       handler: first.handler,
       logger: componentLogger(logger, 'queue'),
     });
@@ -127,15 +129,34 @@ export class Lead {
       listener.start();
       term.start();
       topology.start();
+      verification.start();
       await this.#serve(first, term, traffic);
     } finally {
-      await listener.stop();
+      await Promise.all([listener.stop(), verification.stop()]);
       await Promise.all([topology.stop(), term.stop(this.#stopping ? 'record' : 'abandon')]);
       await Promise.all([traffic.stop(), siblings.stop()]);
       await this.#pruning;
       if (this.#stopping) await this.#forgetMe();
       await Promise.all([db.end(), sessions.end()]);
     }
+  }
+
+  #createVerification(): Verification {
+    const { settings, mpp, logger, signal } = this.#options;
+    if (settings.verify === 'off') {
+      this.#logger.warn(
+        'MPP_VERIFY is off: addresses are written to pg_dist_node without asking the node what it is',
+      );
+      return NO_VERIFICATION;
+    }
+    return new NodeVerification({
+      ...{ mpp, signal },
+      db: this.#db,
+      credentials: settings.node,
+      identity: this.#identity,
+      intervalMs: settings.heartbeatMs,
+      logger: componentLogger(logger, 'verification'),
+    });
   }
 
   get #stopping(): boolean {

@@ -26,6 +26,7 @@ describe('loadSettings', () => {
       patroniIntervalMs: 2_000,
       patroniCa: undefined,
       patroniAuth: undefined,
+      verify: 'on',
       migrateTimeoutMs: 30_000,
       logLevel: 'info',
       localHostname: 'localhost',

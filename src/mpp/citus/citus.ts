@@ -4,6 +4,7 @@ import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
 import { bootstrap } from './bootstrap.js';
 import { validateConfig } from './config.js';
 import { applyGucs, currentGucs, planGucs, readGucs } from './gucs.js';
+import { prepareAsking } from './node-check.js';
 import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
 import { ignoreReplicationSlot } from './slots.js';
 import { STRATEGIES, type StrategyName } from './traffic/strategies.js';
@@ -38,6 +39,7 @@ export function createCitus(options: { strategy: StrategyName | 'auto' }): Abstr
       const features = await readFeatures(session);
       return createHandler(chooseStrategies(options.strategy, features), features);
     },
+    prepareAsking,
     createTraffic: (traffic) => new CitusTraffic(traffic),
   };
 }
