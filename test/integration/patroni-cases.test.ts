@@ -168,7 +168,7 @@ describe("what Patroni's coordinator side loses", () => {
       return rows;
     };
     const before = await row();
-    for (const secondaries of [[], ['our-standby:6432'], []]) {
+    for (const secondaries of [[], [h.cluster.group(1).standby.address], []]) {
       const after = await h.request({
         event: 'after_promote',
         groupid: 1,
