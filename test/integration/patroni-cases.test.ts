@@ -14,7 +14,8 @@ describe("what Patroni's coordinator side loses", () => {
 
   beforeAll(async () => {
     h = await Harness.start({ template: inject('template'), standbys: false });
-    await h.startController();
+    // Several reports name nodes that are not there.
+    await h.startController({ MPP_VERIFY: 'off' });
   });
   afterAll(async () => h.stop());
   afterEach(async () => Barrier.liftAll(h));
@@ -168,7 +169,7 @@ describe("what Patroni's coordinator side loses", () => {
       return rows;
     };
     const before = await row();
-    for (const secondaries of [[], [h.cluster.group(1).standby.address], []]) {
+    for (const secondaries of [[], ['our-standby:6432'], []]) {
       const after = await h.request({
         event: 'after_promote',
         groupid: 1,
