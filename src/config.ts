@@ -155,6 +155,12 @@ export const SETTINGS = {
     description: 'on: a primary that refuses or drops the connection of the probe is held at once',
     ...choice('off', 'on'),
   },
+  verify: {
+    env: 'MPP_VERIFY',
+    default: 'on',
+    description: 'on: a node is asked itself before its address becomes a row of pg_dist_node',
+    ...choice('on', 'off'),
+  },
   patroni: {
     env: 'MPP_PATRONI',
     default: '',

@@ -9,6 +9,13 @@ export const PUT_BACK_DELAY_MS = 20;
 const VICTIM_DELAY_MS = 20;
 const RETRY_FIRST_MS = 100;
 const RETRY_MOST_MS = 30_000;
+const UNCONFIRMED_FIRST_MS = 50;
+const HELD_MOST_MS = 500;
+/** So many attempts, which take two minutes. */
+const OFTEN = 60;
+const OFTEN_MS = 2_000;
+/** After so many, some ten minutes, a secondary that is not one has had its time. */
+export const SECONDARY_ATTEMPTS = 80;
 /** What citus_update_node and its like may take beyond the cooldown. */
 const STATEMENT_SLACK_MS = 30_000;
 const LOCK_SLACK_MS = 5_000;
@@ -28,6 +35,16 @@ export function groupBusyDelay(attempt: number): number {
 /** 100 ms, then twice as long each time, up to 30 s. */
 export function growingDelay(attempt: number): number {
   return Math.min(RETRY_FIRST_MS * 2 ** Math.min(attempt - 1, 20), RETRY_MOST_MS);
+}
+
+/**
+ * When a node is asked again that was not confirmed. While traffic waits for it, or in its first minutes, it
+ * is asked often: most are being promoted.
+ */
+export function unconfirmedDelay(attempt: number, isHeld: boolean): number {
+  if (isHeld) return Math.min(UNCONFIRMED_FIRST_MS * 2 ** Math.min(attempt - 1, 20), HELD_MOST_MS);
+  const delay = growingDelay(attempt);
+  return attempt <= OFTEN ? Math.min(delay, OFTEN_MS) : delay;
 }
 
 /**

@@ -6,13 +6,16 @@ import {
   endTasks,
   lockTasks,
   recordChange,
+  requeueTasks,
 } from '../tasks/finish.js';
 import { isTaken } from '../postgres/sqlstate.js';
 import { formatAddress } from '../tasks/task.js';
-import { PUT_BACK_DELAY_MS } from './bounds.js';
+import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './bounds.js';
 import type { Hold } from './holds.js';
 import { describeGroup, primaryOf } from './nodes.js';
 import { persistRows } from './persist.js';
+import { addedSecondaries, describeMissing, withoutSecondaries } from './secondaries.js';
+import { leaveUnconfirmed } from './unconfirmed.js';
 import {
   locksNodes,
   putBack,
@@ -37,14 +40,26 @@ export async function commitChange(
 ): Promise<Outcome> {
   const { task, session, hold, log } = work;
   const { steps } = transition;
+  if (!hold && !movesPrimary(transition)) return changeSecondaries(place, work, transition);
+  // Without a hold the steps would make traffic wait for the answer; with one it waits already.
+  const isFirst = hold !== undefined && steps.length > 0 && task.attempt === 1;
+  if (!isFirst) {
+    const verdict = await work.check.primary(work.nodes);
+    if (verdict.kind !== 'confirmed') return leaveUnconfirmed(place, work, verdict);
+  }
   if (hold && steps.length === 0) return endUnchanged(place, work, hold, transition);
   const busy = await lockRows(place, work);
   if (busy !== undefined) return busy;
   if (!(await runSteps(place, work, transition)))
     return tryAgain(place, work, ROWS_CHANGED, PUT_BACK_DELAY_MS);
   if (!(await record(place, work, transition))) return releasedMeanwhile(place, work);
+  if (isFirst) {
+    const verdict = await work.check.primary(work.nodes);
+    if (verdict.kind !== 'confirmed') return leaveUnconfirmed(place, work, verdict, 'steps');
+  }
   await session.commit();
   if (hold) place.holds.remove(hold);
+  work.check.confirmed();
   const primary = formatAddress(task.address);
   log.info({ primary, steps, heldBy: hold?.attempts.length }, 'pg_dist_node changed');
   return transition.followUp ? { again: 0 } : {};
@@ -72,6 +87,45 @@ async function releasedMeanwhile(place: Workplace, work: Work): Promise<Outcome>
   if (work.hold) place.holds.remove(work.hold);
   work.log.warn('the hold was released while the task ran; it is taken again without it');
   return putBack(place, work, 'its hold was released meanwhile');
+}
+
+function movesPrimary({ steps, nodeid }: ChangeTransition): boolean {
+  return steps.some(
+    (step) =>
+      step.op === 'coordinator' ||
+      (step.op === 'add' && step.role === 'primary') ||
+      (step.op === 'update' && step.nodeid === nodeid),
+  );
+}
+
+/**
+ * Adds and removes secondaries. Those that do not answer as standbys of the group are left out: the task
+ * stays, and they are asked again later.
+ */
+async function changeSecondaries(
+  place: Workplace,
+  work: Work,
+  transition: ChangeTransition,
+): Promise<Outcome> {
+  const { task, session, nodes, log } = work;
+  const missing = await work.check.secondaries(addedSecondaries(transition.steps), nodes);
+  const left = missing.length > 0 ? `left out for now: ${describeMissing(missing)}` : undefined;
+  const addresses = missing.map(({ address }) => address);
+  const steps = withoutSecondaries(transition.steps, addresses, nodes);
+  const isLast = task.attempt >= SECONDARY_ATTEMPTS;
+  if (left !== undefined && (isLast || steps.length === 0)) {
+    const kind = isLast ? 'refused' : 'notYet';
+    return leaveUnconfirmed(place, work, { kind, reason: isLast ? `${left}; report again` : left });
+  }
+  const change = { ...transition, steps, left };
+  const busy = await lockRows(place, work);
+  if (busy !== undefined) return busy;
+  if (!(await runSteps(place, work, change)))
+    return tryAgain(place, work, ROWS_CHANGED, PUT_BACK_DELAY_MS);
+  if (!(await record(place, work, change))) return releasedMeanwhile(place, work);
+  await session.commit();
+  log.info({ primary: formatAddress(task.address), steps, left }, 'pg_dist_node changed');
+  return left === undefined ? {} : { again: unconfirmedDelay(task.attempt, false) };
 }
 
 /** The primary is where it was: the hold is taken back as a whole, and nothing was changed. */
@@ -140,7 +194,7 @@ async function runSteps(
 async function record(
   place: Workplace,
   work: Work,
-  { followUp, nodeid }: ChangeTransition,
+  { followUp, nodeid, left }: ChangeTransition & { readonly left?: string | undefined },
 ): Promise<boolean> {
   const { task, hold, nodes } = work;
   const { client } = work.session;
@@ -148,7 +202,11 @@ async function record(
   const before = describeGroup(hold?.before ?? nodes, task.groupid);
   await recordChange(client, { before, after: describeGroup(after, task.groupid) });
   if (followUp) await addFollowUp(client, task);
-  const attempts = [...(hold?.attempts ?? []), attemptOf(place.controller, task)];
+  const mine = attemptOf(place.controller, task);
+  if (left !== undefined) {
+    await requeueTasks(client, [mine], left, unconfirmedDelay(task.attempt, false));
+  }
+  const attempts = [...(hold?.attempts ?? []), ...(left === undefined ? [mine] : [])];
   return completeTasks(client, attempts, {
     nodeid: nodeid ?? primaryOf(after, task.groupid)?.nodeid ?? null,
     reason: null,

@@ -11,6 +11,7 @@ import { Siblings } from '../siblings/siblings.js';
 import { Topology } from '../topology/topology.js';
 import { within } from '../within.js';
 import { Term } from './term.js';
+import { NodeVerification, NO_VERIFICATION, type Verification } from './verification.js';
 
 export interface LeadPartsOptions {
   readonly settings: Settings;
@@ -43,6 +44,7 @@ export class LeadParts {
   readonly siblings: Siblings;
   readonly term: Term;
   readonly #topology: Topology;
+  readonly #verification: Verification;
   readonly #listener: Listener;
   readonly #logger: Logger;
   readonly #severed = new AbortController();
@@ -75,9 +77,12 @@ export class LeadParts {
       logger: componentLogger(logger, 'siblings'),
     });
     const { traffic, siblings } = this;
+    const verification = this.#createVerification(options);
+    this.#verification = verification;
     this.term = new Term({
       ...settings,
-      ...{ db, sessions, mpp, traffic, siblings, controller, handler: options.handler },
+      ...{ db, sessions, mpp, traffic, siblings, controller, verification },
+      handler: options.handler,
       logger: componentLogger(logger, 'queue'),
     });
     this.#topology = new Topology({
@@ -91,12 +96,14 @@ export class LeadParts {
     this.#listener.start();
     this.term.start();
     this.#topology.start();
+    this.#verification.start();
   }
 
   /** Ends the work, before the sessions that it is done in. @param control for a sign of life */
   async stop(how: 'record' | 'abandon', control: pg.Client | undefined): Promise<void> {
     const severing = this.#severIfSilent(control);
-    await Promise.all([this.#listener.stop(), this.#topology.stop(), this.term.stop(how)]);
+    await Promise.all([this.#listener.stop(), this.#verification.stop()]);
+    await Promise.all([this.#topology.stop(), this.term.stop(how)]);
     await Promise.all([this.traffic.stop(), this.siblings.stop()]);
     await severing;
   }
@@ -108,6 +115,22 @@ export class LeadParts {
 
   async closeSessions(): Promise<void> {
     await Promise.all([this.db.end(), this.sessions.end()]);
+  }
+
+  #createVerification({ settings, mpp, logger, identity, signal }: LeadPartsOptions): Verification {
+    if (settings.verify === 'off') {
+      this.#logger.warn(
+        'MPP_VERIFY is off: addresses are written to pg_dist_node without asking the node what it is',
+      );
+      return NO_VERIFICATION;
+    }
+    return new NodeVerification({
+      ...{ mpp, signal, identity },
+      db: this.db,
+      credentials: settings.node,
+      intervalMs: settings.heartbeatMs,
+      logger: componentLogger(logger, 'verification'),
+    });
   }
 
   #createListener({ connection }: Settings): Listener {

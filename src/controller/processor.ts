@@ -31,6 +31,7 @@ export class Processor {
     const hold = holds.get(task.groupid);
     const log = logger.child({ task: task.id, groupid: task.groupid, event: task.event });
     let session = hold?.session;
+    const check = this.#place.verification.begin(task);
     const ahead = hold ? undefined : this.#anticipate(task);
     const watchdog = setTimeout(() => session?.destroy(), watchdogMs(task));
     try {
@@ -43,7 +44,7 @@ export class Processor {
         return { again: delay };
       }
       this.#running.set(task, session);
-      return await this.#act({ task, session, hold, log, ahead });
+      return await this.#act({ task, session, hold, log, ahead, check });
     } catch (error) {
       return await this.#failed(task, session, hold, error, log);
     } finally {

@@ -14,13 +14,12 @@ import { Processor } from './processor.js';
 import { Signal } from './signal.js';
 import type { Outcome, Workplace } from './work.js';
 
-export interface TermOptions {
+export interface TermOptions extends Pick<Workplace, 'siblings' | 'verification'> {
   readonly db: Pool;
   readonly sessions: Pool;
   readonly mpp: AbstractMPP;
   readonly handler: AbstractMPPHandler;
   readonly traffic: TrafficControl;
-  readonly siblings: Workplace['siblings'];
   readonly controller: string;
   readonly pause: Pause;
   readonly maxHolds: number;

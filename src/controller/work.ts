@@ -9,6 +9,7 @@ import type { GroupSession } from './group-session.js';
 import type { Hold, Holds } from './holds.js';
 import { sameNodes } from './nodes.js';
 import { persist, persistRows } from './persist.js';
+import type { TaskCheck, Verification } from './verification.js';
 
 /** What all tasks of a term have in common. */
 export interface Workplace {
@@ -19,6 +20,7 @@ export interface Workplace {
   readonly holds: Holds;
   readonly handler: () => AbstractMPPHandler;
   readonly traffic: TrafficControl;
+  readonly verification: Verification;
   /** The other databases on the same nodes. */
   readonly siblings: Pick<Siblings, 'follow'>;
   /** Aborted once the controller is to stop. */
@@ -43,6 +45,8 @@ export interface Work {
   readonly hold: Hold | undefined;
   /** What was begun for a hold that it may open. */
   readonly ahead: Anticipation | undefined;
+  /** What is being asked of its nodes. */
+  readonly check: TaskCheck;
   /** The group's rows, as the session sees them. */
   readonly nodes: readonly Node[];
   readonly log: Logger;

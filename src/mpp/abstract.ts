@@ -7,6 +7,7 @@ import type { SessionBudget } from '../postgres/session-budget.js';
 import type { Connection } from '../postgres/session.js';
 import type { Transaction } from '../postgres/transaction.js';
 import type { Address, Pause, Task } from '../tasks/task.js';
+import type { NodeAnswer } from './node-answer.js';
 import type {
   BootstrapOptions,
   GucChange,
@@ -22,7 +23,10 @@ export interface Node {
   readonly nodeid: number;
   readonly groupid: number;
   readonly address: Address;
-  readonly role: 'primary' | 'secondary';
+  /** `unavailable`: neither, such as a clone that Citus is to promote. Left alone. */
+  readonly role: 'primary' | 'secondary' | 'unavailable';
+  /** Of a clone: the nodeid of the primary that it follows. */
+  readonly cloneOf?: number;
   /** False for a row of another node cluster: somebody's own, never touched. */
   readonly ours: boolean;
 }
@@ -42,10 +46,11 @@ export type Step =
   | {
       readonly op: 'add';
       readonly groupid: number;
-      readonly role: Node['role'];
+      readonly role: 'primary' | 'secondary';
       readonly node: Address;
     }
   | { readonly op: 'remove'; readonly node: Address }
+  | { readonly op: 'removeClone'; readonly node: Address }
   | { readonly op: 'coordinator'; readonly node: Address };
 
 /** What a task asks for, given the group as it is. */
@@ -162,6 +167,9 @@ export interface TrafficOptions {
   readonly logger: Logger;
 }
 
+/** Asks a node what it is, on one session. */
+export type AskNode = () => Promise<NodeAnswer>;
+
 /** A kind of MPP database. */
 export interface AbstractMPP {
   /** Name in the log and in errors. */
@@ -169,7 +177,8 @@ export interface AbstractMPP {
 
   /**
    * SELECT of all rows of the catalog, for statements that compare it with ours: nodeid, groupid,
-   * nodename, nodeport, noderole (`primary` or `secondary`, as text), ours (see `Node.ours`).
+   * nodename, nodeport, noderole (see `Node.role`, as text), ours (see `Node.ours`), cloneof
+   * (see `Node.cloneOf`).
    */
   readonly nodesQuery: string;
 
@@ -216,6 +225,9 @@ export interface AbstractMPP {
    * @throws DatabaseStateError when the server cannot be controlled, with what to do about it.
    */
   inspect(session: ClientBase): Promise<AbstractMPPHandler>;
+
+  /** Prepares a session with any node for asking it what it is. */
+  prepareAsking(session: ClientBase): Promise<AskNode>;
 
   createTraffic(options: TrafficOptions): TrafficControl;
 }

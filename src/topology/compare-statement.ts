@@ -1,5 +1,7 @@
 /** Groups that one comparison deals with. Whoever compares does it again at once while tasks are made. */
 const MOST_GROUPS = 250;
+/** Secondaries that a task may name. Members that were invented must not make the statement fail. */
+const MOST_SECONDARIES = 64;
 
 /**
  * From the cheap to the dear: `differing` is one hash join of all members with all rows of the catalog,
@@ -12,6 +14,7 @@ const MOST_GROUPS = 250;
  *   a task of ours first, and by lot, so that groups for which nothing can be done keep nobody out.
  * - `candidate`: without a hold, and without a task of a client, whose word comes first. `fact` is the
  *   newest thing a client said of the group that came true: what was seen before it counts no more.
+ * - `fresh`: without the further names of a server that the catalog has under another one.
  * - `counting`: a report is old news when another source saw the same node change after it. So is what a
  *   hook said of a primary when another node has become it since: hooks report changes, and the old
  *   primary's may have died with it. A source that looks time and again is believed until it looks again.
@@ -46,7 +49,7 @@ export function compareStatement(nodesQuery: string): string {
         WHEN m.state IN ('running', 'streaming') AND m.role = 'primary'
           THEN n.groupid IS DISTINCT FROM m.groupid OR n.noderole <> 'primary'
         WHEN m.state IN ('running', 'streaming') AND NOT m.noloadbalance
-          THEN n.groupid IS DISTINCT FROM m.groupid
+          THEN n.groupid IS DISTINCT FROM m.groupid AND n.noderole IS DISTINCT FROM 'unavailable'
         ELSE n.groupid = m.groupid AND n.noderole = 'secondary'
           AND (m.noloadbalance OR m.state = 'removed'
                OR m.since <= statement_timestamp() - $1::float8 * interval '1 millisecond')
@@ -90,6 +93,12 @@ export function compareStatement(nodesQuery: string): string {
     JOIN @mpp.mpp_members AS m ON m.groupid = c.groupid
     WHERE m.source = ANY ($3::text[])
       AND m.reported_at > greatest(c.fact, statement_timestamp() - $1::float8 * interval '1 millisecond')
+      AND NOT EXISTS (
+        SELECT
+        FROM @mpp.mpp_members AS a
+        WHERE a.nodename = m.nodename AND a.nodeport = m.nodeport AND a.state = 'alias'
+          AND a.source = ANY ($3::text[])
+          AND a.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond')
   ), counting AS (
     SELECT f.*
     FROM fresh AS f
@@ -144,7 +153,7 @@ export function compareStatement(nodesQuery: string): string {
     FROM here AS h
     JOIN leader AS l ON l.groupid = h.groupid
     WHERE (h.nodename, h.nodeport) <> (l.nodename, l.nodeport)
-      AND (h.noderole = 'secondary' OR l.swaps)
+      AND (h.noderole = 'secondary' OR (h.noderole = 'primary' AND l.swaps))
   ), lost AS (
     SELECT b.groupid, b.nodename, b.nodeport
     FROM base AS b
@@ -159,14 +168,17 @@ export function compareStatement(nodesQuery: string): string {
       AND NOT EXISTS (
         SELECT
         FROM node AS n
-        WHERE n.nodename = m.nodename AND n.nodeport = m.nodeport AND NOT (n.ours AND n.groupid = m.groupid))
+        WHERE n.nodename = m.nodename AND n.nodeport = m.nodeport
+          AND NOT (n.ours AND n.groupid = m.groupid AND n.noderole <> 'unavailable'))
   ), wish AS MATERIALIZED (
     SELECT l.groupid, l.nodename, l.nodeport, l.moves, stranger.nodeid AS stranger, wanted.secondaries
     FROM leader AS l
     LEFT JOIN LATERAL (
       SELECT n.nodeid
       FROM node AS n
-      WHERE n.nodename = l.nodename AND n.nodeport = l.nodeport AND NOT (n.ours AND n.groupid = l.groupid)
+      WHERE n.nodename = l.nodename AND n.nodeport = l.nodeport
+        AND NOT (n.ours AND n.groupid = l.groupid AND n.noderole <> 'unavailable')
+        AND NOT (n.ours AND n.cloneof IS NOT NULL AND n.cloneof IN (SELECT h.nodeid FROM here AS h WHERE h.groupid = l.groupid AND h.noderole = 'primary'))
     ) AS stranger ON true
     LEFT JOIN LATERAL (
       SELECT coalesce(
@@ -174,13 +186,17 @@ export function compareStatement(nodesQuery: string): string {
                   ORDER BY s.nodename, s.nodeport),
         '{}') AS secondaries
       FROM (
-        SELECT b.groupid, b.nodename, b.nodeport FROM base AS b
-        EXCEPT
-        SELECT x.groupid, x.nodename, x.nodeport FROM lost AS x
-        UNION
-        SELECT x.groupid, x.nodename, x.nodeport FROM found AS x
+        SELECT b.nodename, b.nodeport
+        FROM (
+          SELECT s.nodename, s.nodeport, false AS is_new, s.groupid FROM base AS s
+          WHERE (s.groupid, s.nodename, s.nodeport) NOT IN (SELECT x.groupid, x.nodename, x.nodeport FROM lost AS x)
+          UNION ALL
+          SELECT x.nodename, x.nodeport, true, x.groupid FROM found AS x
+        ) AS b
+        WHERE b.groupid = l.groupid
+        ORDER BY b.is_new, b.nodename, b.nodeport
+        LIMIT ${MOST_SECONDARIES}
       ) AS s
-      WHERE s.groupid = l.groupid
     ) AS wanted ON l.groupid IN (SELECT x.groupid FROM lost AS x UNION SELECT x.groupid FROM found AS x)
   ), due AS MATERIALIZED (
     SELECT w.*

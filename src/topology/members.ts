@@ -140,7 +140,7 @@ export interface KnownNode {
 /** All nodes that the catalog or any source names, and what is known of their groups. */
 export interface KnownCluster {
   readonly nodes: readonly KnownNode[];
-  /** System identifier of each group, as far as the probe has found it out. */
+  /** System identifier of each group, as far as mpp_systems has it. */
   readonly identifiers: ReadonlyMap<number, string>;
 }
 
@@ -173,22 +173,21 @@ function clusterStatement(nodesQuery: string): string {
   WITH node AS MATERIALIZED (
     ${nodesQuery}
   ), known AS (
-    SELECT n.groupid, n.nodename, n.nodeport, n.noderole AS registered FROM node AS n WHERE n.ours
+    SELECT coalesce(p.groupid, n.groupid) AS groupid, n.nodename, n.nodeport,
+           CASE WHEN n.cloneof IS NULL THEN n.noderole END AS registered
+    FROM node AS n
+    LEFT JOIN node AS p ON p.nodeid = n.cloneof
+    WHERE n.ours AND (n.noderole <> 'unavailable' OR p.nodeid IS NOT NULL)
     UNION ALL
     (SELECT DISTINCT ON (m.nodename, m.nodeport) m.groupid, m.nodename, m.nodeport, NULL
      FROM @mpp.mpp_members AS m
      WHERE m.state <> 'removed'
        AND NOT EXISTS (SELECT FROM node AS n WHERE n.nodename = m.nodename AND n.nodeport = m.nodeport)
      ORDER BY m.nodename, m.nodeport, m.reported_at DESC)
-  ), identified AS (
-    SELECT m.groupid, min(m.system_identifier) AS identifier
-    FROM @mpp.mpp_members AS m
-    WHERE m.source = 'probe' AND m.state <> 'foreign' AND m.system_identifier IS NOT NULL
-    GROUP BY m.groupid
   )
-  SELECT k.groupid, k.nodename, k.nodeport, k.registered, i.identifier
+  SELECT k.groupid, k.nodename, k.nodeport, k.registered, s.system_identifier AS identifier
   FROM known AS k
-  LEFT JOIN identified AS i ON i.groupid = k.groupid`;
+  LEFT JOIN @mpp.mpp_systems AS s ON s.groupid = k.groupid`;
 }
 
 /**
@@ -240,13 +239,21 @@ const PRUNE_MEMBERS = `
      OR (m.state NOT IN ('running', 'streaming')
          AND m.since < statement_timestamp() - $1::float8 * interval '1 millisecond')`;
 
-/** Tells the view mpp_topology how long a report counts. */
-export async function announceTtl(db: Queryable, controller: string, ttlMs: number): Promise<void> {
-  await db.query({ name: 'mpp-announce-ttl', text: ANNOUNCE_TTL, values: [controller, ttlMs] });
+/** Tells the views how long a report counts, and whether nodes are asked before one is believed. */
+export async function announceSettings(
+  db: Queryable,
+  controller: string,
+  { memberTtlMs, verify }: { readonly memberTtlMs: number; readonly verify: 'on' | 'off' },
+): Promise<void> {
+  await db.query({
+    name: 'mpp-announce-settings',
+    text: ANNOUNCE_SETTINGS,
+    values: [controller, memberTtlMs, verify === 'on'],
+  });
 }
 
 /** A row that another session has locked is skipped: it is announced again. */
-const ANNOUNCE_TTL = `
+const ANNOUNCE_SETTINGS = `
   UPDATE @mpp.mpp_controllers
-  SET member_ttl = $2::float8 * interval '1 millisecond'
+  SET member_ttl = $2::float8 * interval '1 millisecond', verify = $3
   WHERE id IN (SELECT c.id FROM @mpp.mpp_controllers AS c WHERE c.id = $1 FOR UPDATE SKIP LOCKED)`;

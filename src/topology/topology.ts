@@ -7,7 +7,7 @@ import type { Queryable } from '../postgres/queryable.js';
 import { errorText } from '../postgres/session.js';
 import { compareMembers, type Problem } from './compare.js';
 import { Loop } from './loop.js';
-import { announceTtl, pruneMembers } from './members.js';
+import { announceSettings, pruneMembers } from './members.js';
 import { Patroni } from './patroni/patroni.js';
 import { reportOurselves } from './ourselves.js';
 import { readAuthority } from './patroni/client.js';
@@ -24,6 +24,7 @@ export type TopologySettings = Pick<
   | 'retentionMs'
   | 'topology'
   | 'memberTtlMs'
+  | 'verify'
   | 'node'
   | 'probeIntervalMs'
   | 'probeTimeoutMs'
@@ -128,7 +129,7 @@ export class Topology {
     const { db, controller, settings } = this.#options;
     const now = performance.now();
     if (this.#prunedAt !== undefined && now - this.#prunedAt < PRUNE_EVERY_MS) return;
-    await announceTtl(db, controller, settings.memberTtlMs);
+    await announceSettings(db, controller, settings);
     await pruneMembers(db, settings.retentionMs);
     this.#prunedAt = now;
   }

@@ -9,7 +9,7 @@ import {
   type TaskValues,
 } from '../support/contract.js';
 import {
-  announceTtl,
+  announceSettings,
   pruneMembers,
   removeUnlisted,
   writeMembers,
@@ -215,9 +215,9 @@ describe.each(SCHEMAS)('what is known of members, in schema $schema', ({ schema,
       );
       await report({});
       expect(await problems()).toEqual([['w1', 'table', false, null]]);
-      await announceTtl(db, 'c', 1);
+      await announceSettings(db, 'c', { memberTtlMs: 1, verify: 'on' });
       expect(await problems()).toEqual([['w1', 'table', true, 'not reported for 00:00:00']]);
-      await announceTtl(db, 'c', 60_000);
+      await announceSettings(db, 'c', { memberTtlMs: 60_000, verify: 'on' });
       expect(await problems()).toEqual([['w1', 'table', false, null]]);
     });
 

@@ -13,7 +13,8 @@ describe("row Q: an operator's own hand", () => {
 
   beforeAll(async () => {
     h = await Harness.start({ template: inject('template'), secondaries: true });
-    await h.startController();
+    // What an operator does to the catalog is the subject here, not whether a node is what is reported.
+    await h.startController({ MPP_VERIFY: 'off' });
     operator = await h.cluster.coordinator.connect('operator');
   });
   afterAll(async () => {

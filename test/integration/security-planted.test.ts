@@ -7,7 +7,7 @@ import { endTasks, markHolding, pruneTasks } from '../../src/tasks/finish.js';
 import { keepLimits } from '../../src/tasks/limits.js';
 import { expire, takeBack } from '../../src/tasks/sweep.js';
 import {
-  announceTtl,
+  announceSettings,
   pruneMembers,
   reportSuspect,
   writeMembers,
@@ -140,7 +140,7 @@ describe.each(SCHEMAS)('what a role plants, in schema $schema', (place) => {
     it('runs nothing with the rights of the controller', async () => {
       await markPresent(controller, { id: 'c', version: '0', strategy: 's', maxHolds: 1 });
       await keepLimits(controller, 'c', { maxTimeoutMs: 60_000, minCooldownMs: 2_000 });
-      await announceTtl(controller, 'c', 30_000);
+      await announceSettings(controller, 'c', { memberTtlMs: 30_000, verify: 'on' });
       await contract.report(FINE, client);
       const claimed = await claimTask(controller, {
         ...{ controller: 'c', busy: [], held: [], open: true },

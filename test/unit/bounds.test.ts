@@ -1,7 +1,13 @@
 import fc from 'fast-check';
 import pg from 'pg';
 import { describe, expect, it } from 'vitest';
-import { boundsOf, growingDelay, retryDelay, watchdogMs } from '../../src/controller/bounds.js';
+import {
+  boundsOf,
+  growingDelay,
+  retryDelay,
+  unconfirmedDelay,
+  watchdogMs,
+} from '../../src/controller/bounds.js';
 import { SERVER_GRACE_MS } from '../../src/postgres/transaction.js';
 import type { Task } from '../../src/tasks/task.js';
 
@@ -98,5 +104,18 @@ describe('retryDelay', () => {
         expect(growingDelay(attempt)).toBeLessThanOrEqual(30_000);
       }),
     );
+  });
+});
+
+describe('unconfirmedDelay', () => {
+  const delays = (isHeld: boolean, attempts: number[]) =>
+    attempts.map((attempt) => unconfirmedDelay(attempt, isHeld));
+
+  it('asks again at once while traffic waits', () => {
+    expect(delays(true, [1, 2, 3, 4, 5, 100])).toEqual([50, 100, 200, 400, 500, 500]);
+  });
+
+  it('asks every two seconds for two minutes, then less and less', () => {
+    expect(delays(false, [1, 2, 5, 6, 60, 61])).toEqual([100, 200, 1_600, 2_000, 2_000, 30_000]);
   });
 });

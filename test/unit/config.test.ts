@@ -30,6 +30,7 @@ describe('loadSettings', () => {
       patroniAuth: undefined,
       maxTimeoutMs: 300_000,
       minCooldownMs: 1_000,
+      verify: 'on',
       migrateTimeoutMs: 30_000,
       logLevel: 'info',
       localHostname: 'localhost',

@@ -4,6 +4,7 @@ import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
 import { bootstrap } from './bootstrap.js';
 import { validateConfig } from './config.js';
 import { applyGucs, currentGucs, planGucs, readGucs } from './gucs.js';
+import { prepareAsking } from './node-check.js';
 import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
 import { missingRights } from './rights.js';
 import { ignoreReplicationSlot } from './slots.js';
@@ -39,6 +40,7 @@ export function createCitus(options: { strategy: StrategyName | 'auto' }): Abstr
       const features = await readFeatures(session);
       return createHandler(chooseStrategies(options.strategy, features), features);
     },
+    prepareAsking,
     createTraffic: (traffic) => new CitusTraffic(traffic),
   };
 }

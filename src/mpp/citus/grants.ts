@@ -6,6 +6,7 @@ const FUNCTIONS = [
   'citus_add_node',
   'citus_add_secondary_node',
   'citus_pause_node_within_txn',
+  'citus_remove_clone_node',
   'citus_remove_node',
   'citus_set_coordinator_host',
   'citus_update_node',

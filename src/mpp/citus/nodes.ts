@@ -17,6 +17,7 @@ export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
     nodeport: number;
     noderole: Node['role'];
     ours: boolean;
+    cloneof: number | null;
   }>({
     name: 'mpp-read-nodes',
     text: READ_NODES,
@@ -28,13 +29,19 @@ export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
     address: { host: row.nodename, port: row.nodeport },
     role: row.noderole,
     ours: row.ours,
+    ...(row.cloneof === null ? {} : { cloneOf: row.cloneof }),
   }));
 }
 
-/** Columns by name: a release of Citus may add some. */
+/** Columns by name: a release of Citus may add some, and only those from 13.2 on know of clones. */
+const NODE_COLUMNS = `
+         n.nodeid, n.groupid, n.nodename, n.nodeport, n.noderole::text AS noderole,
+         n.nodecluster = 'default' AS ours,
+         CASE WHEN n.noderole = 'unavailable' AND (to_jsonb(n)->>'nodeisclone')::boolean
+           THEN (to_jsonb(n)->>'nodeprimarynodeid')::integer END AS cloneof`;
+
 const READ_NODES = `
-  SELECT n.nodeid, n.groupid, n.nodename, n.nodeport, n.noderole::text AS noderole,
-         n.nodecluster = 'default' AS ours
+  SELECT ${NODE_COLUMNS}
   FROM pg_catalog.pg_dist_node AS n
   WHERE n.groupid = $1
      OR (n.nodename, n.nodeport) IN (SELECT * FROM unnest($2::text[], $3::integer[]))
@@ -46,8 +53,7 @@ const READ_NODES = `
 
 /** See AbstractMPP.nodesQuery. */
 export const NODES_QUERY = `
-  SELECT n.nodeid, n.groupid, n.nodename, n.nodeport, n.noderole::text AS noderole,
-         n.nodecluster = 'default' AS ours
+  SELECT ${NODE_COLUMNS}
   FROM pg_catalog.pg_dist_node AS n`;
 
 /**
@@ -74,6 +80,12 @@ export async function applyStep(
       ]);
     case 'remove':
       return callAsSuperuser(session, 'citus_remove_node', [step.node.host, step.node.port]);
+    case 'removeClone':
+      await session.query({
+        text: 'SELECT pg_catalog.citus_remove_clone_node($1, $2)',
+        values: [step.node.host, step.node.port],
+      });
+      return;
     case 'coordinator':
       return callAsSuperuser(session, 'citus_set_coordinator_host', [
         step.node.host,

@@ -1,5 +1,6 @@
 import { formatAddress, sameAddress, type Address, type Task } from '../../tasks/task.js';
 import type { HeldNode, Node, Step, Transition } from '../abstract.js';
+import { cloneSteps, isCloneOf } from './clones.js';
 
 /** What the decision needs of a task. */
 export type Report = Pick<Task, 'event' | 'groupid' | 'address' | 'secondaries'>;
@@ -16,7 +17,7 @@ export function planTransition(
   nodes: readonly Node[],
   held: HeldNode | null,
 ): Transition {
-  const rows = nodes.filter((node) => node.ours && node.groupid === report.groupid);
+  const rows = nodes.filter((node) => isMember(node, report.groupid));
   const found = rows.find((node) => node.role === 'primary');
   const primary = found && held ? { ...found, address: held.original } : found;
   switch (report.event) {
@@ -76,6 +77,7 @@ function planCommit(
   primary: Node,
   held: HeldNode | null,
 ): Transition {
+  const clones = cloneSteps(report.address, nodes, primary);
   const displaced = rows.find(
     (node) => node.nodeid !== found.nodeid && sameAddress(node.address, primary.address),
   );
@@ -83,17 +85,21 @@ function planCommit(
     .filter((node) => node.nodeid !== found.nodeid)
     .map((node) => (node === displaced ? { ...node, address: found.address } : node));
 
-  const move = moveSteps(report, nodes, others, found, primary, displaced);
+  const move = [
+    ...clones.before,
+    ...moveSteps(report, nodes, others, found, primary, displaced),
+    ...clones.after,
+  ];
   const after = others.map((node) =>
     sameAddress(node.address, report.address) ? { ...node, address: primary.address } : node,
   );
-  const rest = secondarySteps(report, after);
+  const rest = [...clones.later, ...secondarySteps(report, after, nodes)];
   if (held || move.length > 0) {
     return { kind: 'change', nodeid: primary.nodeid, steps: move, followUp: rest.length > 0 };
   }
   if (rest.length > 0) {
     // Not before the primary has moved: a wrong secondary must not keep the traffic waiting.
-    const refused = refuseTaken(report, report.secondaries ?? [], nodes);
+    const refused = refuseTaken(report, wantedSecondaries(report, nodes), nodes);
     return refused ?? { kind: 'change', nodeid: primary.nodeid, steps: rest, followUp: false };
   }
   return nothing(primary, 'pg_dist_node says so already');
@@ -123,7 +129,7 @@ function planRegistration(report: Report, group: readonly Node[]): Transition {
     report.groupid === 0
       ? { op: 'coordinator', node: report.address }
       : { op: 'add', groupid: report.groupid, role: 'primary', node: report.address };
-  const followUp = secondarySteps(report, group).length > 0;
+  const followUp = secondarySteps(report, group, group).length > 0;
   return { kind: 'change', nodeid: null, steps: [step], followUp };
 }
 
@@ -162,9 +168,13 @@ function moveSteps(
  * What makes the secondaries those of the report. A row that has lost its node is given one that
  * has no row, so that its nodeid lives on; then the rest is removed and added.
  */
-function secondarySteps(report: Report, secondaries: readonly Node[]): Step[] {
+function secondarySteps(
+  report: Report,
+  secondaries: readonly Node[],
+  nodes: readonly Node[],
+): Step[] {
   if (report.secondaries === null) return [];
-  const wanted = uniqueAddresses(report.secondaries);
+  const wanted = wantedSecondaries(report, nodes);
   const lost = secondaries.filter(
     (node) => !wanted.some((address) => sameAddress(address, node.address)),
   );
@@ -184,6 +194,20 @@ function secondarySteps(report: Report, secondaries: readonly Node[]): Step[] {
   ];
 }
 
+/** Those of the report without the nodes that are neither primary nor secondary, such as clones. */
+function wantedSecondaries(report: Report, nodes: readonly Node[]): Address[] {
+  return uniqueAddresses(report.secondaries ?? []).filter(
+    (address) =>
+      !nodes.some(
+        (node) => node.ours && node.role === 'unavailable' && sameAddress(node.address, address),
+      ),
+  );
+}
+
+function isMember(node: Node, groupid: number): boolean {
+  return node.ours && node.groupid === groupid && node.role !== 'unavailable';
+}
+
 /**
  * An address that nobody has, for the row of a primary that is between two. The name is the one
  * that the strategy demoted-row gives it, so that a swap does not move it twice.
@@ -197,19 +221,23 @@ export function parkedAddress(primary: Node, nodes: readonly Node[]): Address {
   return occupied ? { host: `${host}-demoted-${primary.nodeid}`, port } : plain;
 }
 
-/** The row at the report's address, if it is not one of the report's own group. */
+/** The row at the report's address, if it is not one of the report's own group or of its primary's clones. */
 function occupant(
-  report: Pick<Report, 'groupid' | 'address'>,
+  { groupid, address }: Pick<Report, 'groupid' | 'address'>,
   nodes: readonly Node[],
 ): Node | undefined {
+  const primary = nodes.find((node) => isMember(node, groupid) && node.role === 'primary');
   return nodes.find(
     (node) =>
-      sameAddress(node.address, report.address) && !(node.ours && node.groupid === report.groupid),
+      sameAddress(node.address, address) &&
+      !isMember(node, groupid) &&
+      !(primary && isCloneOf(node, primary)),
   );
 }
 
 function taken(address: Address, node: Node): string {
-  const owner = node.ours ? `group ${node.groupid}` : 'another node cluster';
+  const kind = node.role === 'unavailable' ? ' as an unavailable node' : '';
+  const owner = node.ours ? `group ${node.groupid}${kind}` : 'another node cluster';
   return (
     `${formatAddress(address)} belongs to ${owner} (nodeid ${node.nodeid}); ` +
     'remove or move that row, then report again'

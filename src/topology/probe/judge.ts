@@ -5,6 +5,7 @@ import type { Observation } from './node-probe.js';
  * What an observation of a node means; pure.
  *
  * @param identifier system identifier of the node's group, undefined while that is not known.
+ * @param alias `host:port` of the node that is the same server and whose name counts, if there is one.
  * @returns undefined for a node that is there but does not let us in: nothing is known of it, so its
  *   last report grows stale.
  */
@@ -12,6 +13,7 @@ export function judge(
   { groupid, address, registered }: KnownNode,
   { seenAt, answer, failure }: Observation,
   identifier: string | undefined,
+  alias?: string,
 ): MemberReport | undefined {
   const about = { groupid, address, seenAt };
   if (answer === undefined) {
@@ -33,6 +35,13 @@ export function judge(
       reason:
         `another cluster answers at this address: its system identifier is ${mine}, ` +
         `that of group ${groupid} is ${identifier}`,
+    };
+  }
+  if (alias !== undefined) {
+    return {
+      ...seen,
+      state: 'alias',
+      reason: `the same server answers as ${alias}; that name counts`,
     };
   }
   return { ...seen, state: answer.streaming ? 'streaming' : 'running' };

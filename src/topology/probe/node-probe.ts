@@ -12,6 +12,8 @@ export interface Answer {
   readonly timeline: number | null;
   /** null where this role may not ask for it. */
   readonly systemIdentifier: string | null;
+  /** When its postmaster started: with the system identifier it names one server. */
+  readonly startedAt: string;
 }
 
 /** One look at one node. */
@@ -38,7 +40,7 @@ export class NodeProbe {
   readonly #options: NodeProbeOptions;
   readonly #loop: Loop;
   #client: pg.Client | undefined;
-  #systemIdentifier: string | null = null;
+  #server: Pick<Answer, 'systemIdentifier' | 'startedAt'> | undefined;
   #dropped = false;
 
   constructor(options: NodeProbeOptions) {
@@ -90,10 +92,12 @@ export class NodeProbe {
 
   async #ask(): Promise<Answer> {
     const client = (this.#client ??= await this.#connect());
-    const { rows } = await client.query<Omit<Answer, 'systemIdentifier'>>(ASK);
+    const { rows } = await client.query<Omit<Answer, 'systemIdentifier' | 'startedAt'>>(ASK);
     const [row] = rows;
-    if (row === undefined) throw new Error('the statement ASK returns one row');
-    return { ...row, systemIdentifier: this.#systemIdentifier };
+    if (row === undefined || this.#server === undefined) {
+      throw new Error('the statements ASK and STARTED_AT return one row');
+    }
+    return { ...row, ...this.#server };
   }
 
   async #connect(): Promise<pg.Client> {
@@ -112,8 +116,11 @@ export class NodeProbe {
     client.on('error', lost);
     client.on('end', lost);
     try {
-      // It cannot change while the server runs, so once a connection is enough.
-      this.#systemIdentifier = await readSystemIdentifier(client);
+      // They cannot change while the server runs, so once a connection is enough.
+      this.#server = {
+        startedAt: await readStart(client),
+        systemIdentifier: await readSystemIdentifier(client),
+      };
       return client;
     } catch (error) {
       this.#discard(client);
@@ -127,6 +134,14 @@ export class NodeProbe {
     client?.connection.stream.destroy();
   }
 }
+
+async function readStart(client: pg.Client): Promise<string> {
+  const { rows } = await client.query<{ started: string }>(STARTED_AT);
+  return rows[0]?.started ?? '';
+}
+
+const STARTED_AT = `
+  SELECT pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::pg_catalog.text AS started`;
 
 async function readSystemIdentifier(client: pg.Client): Promise<string | null> {
   try {

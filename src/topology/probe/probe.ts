@@ -6,7 +6,7 @@ import { readCluster, reportSuspect, type KnownCluster, type KnownNode } from '.
 import type { SourceContext, TopologySource } from '../source.js';
 import { isSuspicious } from './failure.js';
 import { judge } from './judge.js';
-import { NodeProbe, type Observation } from './node-probe.js';
+import { NodeProbe, type Answer, type Observation } from './node-probe.js';
 
 export interface ProbeOptions extends SourceContext {
   readonly credentials: NodeCredentials;
@@ -22,6 +22,8 @@ interface Watched {
   readonly probe: NodeProbe;
   /** True once there was an answer or a failure. */
   seen: boolean;
+  /** The last answer, until a failure. */
+  answer: Answer | undefined;
   /** True from the report of a suspect until the node answers: one incident, one report. */
   suspected: boolean;
   /** What was logged last. */
@@ -95,7 +97,14 @@ export class Probe implements TopologySource {
       signal,
       onObservation: (observation) => this.#observed(key, observation),
     });
-    this.#watched.set(key, { node, probe, seen: false, suspected: false, said: '' });
+    this.#watched.set(key, {
+      node,
+      probe,
+      seen: false,
+      answer: undefined,
+      suspected: false,
+      said: '',
+    });
     probe.start();
   }
 
@@ -103,11 +112,13 @@ export class Probe implements TopologySource {
     const watched = this.#watched.get(key);
     if (watched === undefined) return;
     watched.seen = true;
+    watched.answer = observation.answer;
     if (observation.failure === undefined) watched.suspected = false;
     else if (isSuspicious(observation.failure)) this.#suspect(watched);
     const { node } = watched;
     if (!this.#identify(node, observation)) return;
-    const report = judge(node, observation, this.#identifiers.get(node.groupid));
+    const alias = this.#otherName(key, watched);
+    const report = judge(node, observation, this.#identifiers.get(node.groupid), alias);
     const said = report?.reason ?? observation.failure?.reason ?? '';
     if (said !== watched.said) this.#say(watched, said);
     if (report !== undefined) this.#writer.submit([report]);
@@ -128,6 +139,21 @@ export class Probe implements TopologySource {
     if (primary !== undefined && !primary.seen) return false;
     this.#identifiers.set(groupid, identifier);
     return true;
+  }
+
+  /**
+   * Another name of the same server, if that one counts: the catalog's before any other, then the first in
+   * the order of names.
+   */
+  #otherName(key: string, { node, answer }: Watched): string | undefined {
+    if (answer === undefined || node.registered !== null) return undefined;
+    for (const [name, other] of this.#watched) {
+      const isSame =
+        other.answer?.startedAt === answer.startedAt &&
+        other.answer.systemIdentifier === answer.systemIdentifier;
+      if (name !== key && isSame && (other.node.registered !== null || name < key)) return name;
+    }
+    return undefined;
   }
 
   #suspect(watched: Watched): void {

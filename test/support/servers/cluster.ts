@@ -1,3 +1,4 @@
+import { setSystemIdentifier } from './identity.js';
 import type { Server, StopMode } from './server.js';
 import type { Settings } from './settings.js';
 import { cloneFrom, follow, waitUntilStreaming } from './standby.js';
@@ -136,6 +137,7 @@ async function startGroup(
   const name = groupid === 0 ? 'coordinator' : `worker${groupid}`;
   if (!withStandby) {
     const primary = await testBed.createServer(name, settings);
+    await setSystemIdentifier(primary.data);
     await startPrimary(primary);
     return new Group(groupid, primary, undefined);
   }
@@ -143,6 +145,8 @@ async function startGroup(
     testBed.createServer(name, settings),
     testBed.createServer(`${name}-standby`, settings),
   ]);
+  // A group is a cluster of its own; its standby is of the same one.
+  await setSystemIdentifier(standby.data, await setSystemIdentifier(primary.data));
   await follow(primary, standby);
   await Promise.all([startPrimary(primary), standby.start()]);
   await waitUntilStreaming(primary, standby);

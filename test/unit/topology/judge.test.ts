@@ -5,7 +5,13 @@ import { classifyFailure, isSuspicious } from '../../../src/topology/probe/failu
 import { judge } from '../../../src/topology/probe/judge.js';
 
 const NODE = { groupid: 1, address: { host: 'a', port: 1 }, registered: 'primary' } as const;
-const ANSWER = { standby: false, streaming: false, timeline: 3, systemIdentifier: '111' };
+const ANSWER = {
+  standby: false,
+  streaming: false,
+  timeline: 3,
+  systemIdentifier: '111',
+  startedAt: '1',
+};
 
 describe('judge', () => {
   it('takes a node for what it says it is', () => {

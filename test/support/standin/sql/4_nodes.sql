@@ -262,7 +262,50 @@ BEGIN
 END
 $$;
 
+-- A clone follows a primary and is to become a group of its own. Until then it has the primary's groupid,
+-- no metadata, and the role unavailable; its row comes and goes like any other.
+CREATE FUNCTION pg_catalog.citus_add_clone_node(
+  replica_hostname text, replica_port integer, primary_hostname text, primary_port integer
+) RETURNS integer
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog AS $$
+DECLARE
+  source pg_dist_node;
+  added integer;
+BEGIN
+  PERFORM standin.ensure_coordinator();
+  SELECT * INTO source FROM pg_dist_node WHERE nodename = primary_hostname AND nodeport = primary_port;
+  IF source.nodeid IS NULL THEN
+    RAISE EXCEPTION 'Primary node %:% not found in pg_dist_node', primary_hostname, primary_port
+      USING ERRCODE = 'XX000';
+  END IF;
+  LOCK TABLE pg_dist_node IN EXCLUSIVE MODE;
+  PERFORM standin.ensure_metadata_in_sync();
+  INSERT INTO pg_dist_node (
+    groupid, nodename, nodeport, noderole, isactive, shouldhaveshards, nodeisclone, nodeprimarynodeid
+  ) VALUES (
+    source.groupid, replica_hostname, replica_port, 'unavailable', false, false, true, source.nodeid
+  )
+  RETURNING nodeid INTO added;
+  RETURN added;
+END
+$$;
+
+CREATE FUNCTION pg_catalog.citus_remove_clone_node(nodename text, nodeport integer) RETURNS void
+LANGUAGE plpgsql STRICT SECURITY DEFINER SET search_path = pg_catalog AS $$
+#variable_conflict use_variable
+BEGIN
+  IF NOT EXISTS (
+    SELECT FROM pg_dist_node AS n WHERE n.nodename = nodename AND n.nodeport = nodeport AND n.nodeisclone
+  ) THEN
+    RAISE EXCEPTION 'Node %:% (ID 0) is not a clone node. Use citus_remove_node() to remove regular nodes.', nodename, nodeport
+      USING ERRCODE = 'XX000';
+  END IF;
+  PERFORM citus_remove_node(nodename, nodeport);
+END
+$$;
+
 REVOKE EXECUTE ON FUNCTION
+  pg_catalog.citus_add_clone_node, pg_catalog.citus_remove_clone_node,
   pg_catalog.citus_update_node, pg_catalog.citus_pause_node_within_txn,
   pg_catalog.citus_add_node, pg_catalog.citus_add_secondary_node,
   pg_catalog.citus_set_coordinator_host, pg_catalog.citus_remove_node
