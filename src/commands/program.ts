@@ -4,6 +4,7 @@ import { bootstrapCommand } from './bootstrap.js';
 import { demoCommand } from './demo.js';
 import { EXIT, endingOf, type ExitCode } from './exit.js';
 import { gucsCommand } from './gucs.js';
+import { endingOfHook, isHook } from './hook.js';
 import { migrateCommand } from './migrate.js';
 import { notifyCommand } from './notify.js';
 import { runCommand } from './run.js';
@@ -22,7 +23,8 @@ export async function main(args: readonly string[], io: Io): Promise<ExitCode> {
     await program.parseAsync(args, { from: 'user' });
     return EXIT.ok;
   } catch (error) {
-    const { exitCode, line } = endingOf(error);
+    const ending = endingOf(error);
+    const { exitCode, line } = isHook(args) ? endingOfHook(ending) : ending;
     if (line !== null) io.complain(`mpp-controller: ${line}`);
     return exitCode;
   }

@@ -1,9 +1,11 @@
 import { constants } from 'node:os';
 import { Command } from 'commander';
+import { destination } from 'pino';
 import { unknownVariables } from '../config.js';
 import { createController } from '../controller/controller.js';
 import { createLogger } from '../observe/logger.js';
-import { EXIT } from './exit.js';
+import { CommandError, EXIT } from './exit.js';
+import { isClosed } from './output.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [
@@ -28,6 +30,8 @@ const USES = [
   'logLevel',
 ] as const;
 
+/** What is kept of the log while it cannot be written. */
+const LOG_BYTES = 1_000_000;
 /** How long a stop may take, in milliseconds: a server that swallows everything would hold it up. */
 const STOP_MS = 15_000;
 
@@ -40,11 +44,23 @@ export function runCommand(io: Io): Command {
     );
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
-    const logger = createLogger(settings.logLevel);
+    const log = destination({ dest: 1, maxLength: LOG_BYTES });
+    const logger = createLogger(settings.logLevel, log);
     for (const name of unknownVariables(io.env)) {
       logger.warn({ variable: name }, 'unknown setting: is its name misspelt? see --help');
     }
     const controller = createController({ settings, logger });
+    let closed = false;
+    let lost = false;
+    log.on('error', (error: Error) => {
+      if (isClosed(error)) {
+        closed = true;
+        controller.stop().catch(() => undefined);
+      } else if (!lost) {
+        lost = true;
+        io.complain(`mpp-controller: lines of the log are lost: ${error.message}`);
+      }
+    });
     let asked = false;
     const onSignal = (signal: NodeJS.Signals): void => {
       if (asked) process.exit(128 + constants.signals[signal]);
@@ -65,5 +81,6 @@ export function runCommand(io: Io): Command {
       await controller.stop();
       process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
     }
+    if (closed) throw new CommandError(EXIT.failure, 'stopped: the reader of the log has gone');
   });
 }
