@@ -1,11 +1,10 @@
 import { constants } from 'node:os';
 import { Command } from 'commander';
-import { destination } from 'pino';
 import { unknownVariables } from '../config.js';
 import { createController } from '../controller/controller.js';
 import { createLogger } from '../observe/logger.js';
 import { CommandError, EXIT } from './exit.js';
-import { isClosed } from './output.js';
+import { logOutput } from './log-output.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [
@@ -30,8 +29,6 @@ const USES = [
   'logLevel',
 ] as const;
 
-/** What is kept of the log while it cannot be written. */
-const LOG_BYTES = 1_000_000;
 /** How long a stop may take, in milliseconds: a server that swallows everything would hold it up. */
 const STOP_MS = 15_000;
 
@@ -44,30 +41,26 @@ export function runCommand(io: Io): Command {
     );
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
-    const log = destination({ dest: 1, maxLength: LOG_BYTES });
-    const logger = createLogger(settings.logLevel, log);
+    const closed = new AbortController();
+    const onClosed = (): void => closed.abort();
+    const onLost = (error: Error): void => {
+      io.complain(`mpp-controller: lines of the log are lost: ${error.message}`);
+    };
+    const logger = createLogger(settings.logLevel, logOutput(1, { onClosed, onLost }));
     for (const name of unknownVariables(io.env)) {
       logger.warn({ variable: name }, 'unknown setting: is its name misspelt? see --help');
     }
     const controller = createController({ settings, logger });
-    let closed = false;
-    let lost = false;
-    log.on('error', (error: Error) => {
-      if (isClosed(error)) {
-        closed = true;
-        controller.stop().catch(() => undefined);
-      } else if (!lost) {
-        lost = true;
-        io.complain(`mpp-controller: lines of the log are lost: ${error.message}`);
-      }
-    });
+    // What goes wrong in it rejects `finished`.
+    const stop = (): void => void controller.stop().catch(() => undefined);
+    if (closed.signal.aborted) stop();
+    else closed.signal.addEventListener('abort', stop);
     let asked = false;
     const onSignal = (signal: NodeJS.Signals): void => {
       if (asked) process.exit(128 + constants.signals[signal]);
       asked = true;
       logger.info({ signal }, 'stopping; a second signal ends at once');
-      // What goes wrong in it rejects `finished`.
-      controller.stop().catch(() => undefined);
+      stop();
       setTimeout(() => {
         logger.error('PostgreSQL does not answer; ended without writing down what was rolled back');
         process.exit(EXIT.failure);
@@ -81,6 +74,8 @@ export function runCommand(io: Io): Command {
       await controller.stop();
       process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
     }
-    if (closed) throw new CommandError(EXIT.failure, 'stopped: the reader of the log has gone');
+    if (closed.signal.aborted) {
+      throw new CommandError(EXIT.failure, 'stopped: the reader of the log has gone');
+    }
   });
 }
