@@ -1,5 +1,6 @@
 import { Command } from 'commander';
 import { eachDatabase } from '../databases.js';
+import { createMPP } from '../mpp/index.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 import { readStatus, type Status } from './status-read.js';
 import { statusText } from './status-text.js';
@@ -17,9 +18,13 @@ export function statusCommand(io: Io): Command {
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
     const { json } = command.opts<{ json?: boolean }>();
+    const mpp = createMPP(settings);
     const all: [string, Status][] = [];
     for (const one of eachDatabase(settings)) {
-      const status = await withSession(one, 'status', readStatus);
+      const status = await withSession(one, 'status', async (client) => {
+        await mpp.refuseWorker(client);
+        return readStatus(client);
+      });
       all.push([one.connection.database ?? '', status]);
     }
     const several = settings.databases !== undefined;

@@ -2,6 +2,7 @@ import type pg from 'pg';
 import type { Settings } from '../config.js';
 import { formatDuration } from '../duration.js';
 import { UnreachableError } from '../errors.js';
+import { createMPP } from '../mpp/index.js';
 import { describeConnection, errorText, sessionConfig } from '../postgres/session.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { CommandError, EXIT } from './exit.js';
@@ -40,7 +41,9 @@ export async function submitTask(
   report: Report,
   withinMs: number,
 ): Promise<string> {
+  const mpp = createMPP(settings);
   return withSession(boundTo(settings, withinMs), 'notify', async (client) => {
+    await mpp.refuseWorker(client);
     const values = [
       report.event,
       report.groupid,

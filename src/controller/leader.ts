@@ -61,8 +61,9 @@ export class ControlSession {
       // On a standby as well: else nobody would know before the controller is needed.
       await refuseNewer(client, contract.schema, contract.known);
       const identity = await readIdentity(client);
+      const handler = await mpp.inspect(client);
       await checkMigrated(client, contract.schema, contract.known);
-      return new ControlSession(client, await mpp.inspect(client), identity, contract);
+      return new ControlSession(client, handler, identity, contract);
     } catch (error) {
       await client.end().catch(() => undefined);
       throw error;

@@ -29,6 +29,15 @@ export interface StepReport {
 export interface WantedGucs {
   /** The name by which a node reaches itself. */
   readonly localHostname: string;
+  /** True when a person gave that name, so that it replaces another one. */
+  readonly isHostnameNamed: boolean;
+  /** How many databases of the server have Citus. */
+  readonly databases: number;
+}
+
+/** The same, with the databases by name as far as the settings name them. */
+export interface WantedByName extends Omit<WantedGucs, 'databases'> {
+  readonly databases: readonly string[];
 }
 
 /** One parameter that differs from what the MPP database needs. */

@@ -3,7 +3,15 @@ import { DatabaseStateError } from '../../errors.js';
 import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
 import { bootstrap } from './bootstrap.js';
 import { validateConfig } from './config.js';
-import { applyGucs, currentGucs, planGucs, readGucs } from './gucs.js';
+import {
+  COORDINATOR_ADDRESS,
+  noCitus,
+  notCoordinator,
+  refuseWorker,
+  requireCatalog,
+} from './coordinator.js';
+import { applyGucs } from './gucs-apply.js';
+import { countDatabases, currentGucs, planGucs, readGucs } from './gucs.js';
 import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
 import { ignoreReplicationSlot } from './slots.js';
 import { STRATEGIES, type StrategyName } from './traffic/strategies.js';
@@ -30,9 +38,12 @@ export function createCitus(options: { strategy: StrategyName | 'auto' }): Abstr
     bootstrap,
     async planGucs(session, wanted) {
       const states = await readGucs(session);
-      return { states, changes: planGucs(currentGucs(states), wanted) };
+      const databases = await countDatabases(session, wanted.databases);
+      return { states, changes: planGucs(currentGucs(states), { ...wanted, databases }) };
     },
     applyGucs,
+    refuseWorker,
+    requireCatalog,
     ignoreReplicationSlot,
     async inspect(session) {
       const features = await readFeatures(session);
@@ -42,12 +53,22 @@ export function createCitus(options: { strategy: StrategyName | 'auto' }): Abstr
   };
 }
 
+interface Rights extends Pick<Features, 'shardLocks' | 'maySignal'> {
+  /** Group of this server, null where there is none. */
+  readonly localGroup: number | null;
+  /** Where the coordinator is, as this server knows it. */
+  readonly coordinator: string | null;
+}
+
+/** @throws DatabaseStateError `NO_CITUS`, `NOT_COORDINATOR` */
 async function readFeatures(session: ClientBase): Promise<Features> {
   const { rows } = await session.query<Features>(READ_FEATURES);
   if (rows[0] === undefined) throw new Error('a query for what the server has returned no row');
   if (!rows[0].installed) throw noCitus();
-  const rights = await session.query<Pick<Features, 'shardLocks' | 'maySignal'>>(READ_RIGHTS);
-  return { ...rows[0], shardLocks: false, maySignal: false, ...rights.rows[0] };
+  const rights = await session.query<Rights>(READ_RIGHTS);
+  const { localGroup = 0, coordinator = null, ...may } = rights.rows[0] ?? {};
+  if (localGroup !== null && localGroup !== 0) throw notCoordinator(localGroup, coordinator);
+  return { ...rows[0], shardLocks: false, maySignal: false, ...may };
 }
 
 /** By function, not by version: what counts is what this role may call here. */
@@ -70,16 +91,11 @@ const READ_RIGHTS = `
              SELECT
              FROM pg_catalog.pg_dist_partition AS p
              JOIN pg_class AS c ON c.oid = p.logicalrelid
-             WHERE NOT pg_has_role(c.relowner, 'USAGE')) AS "shardLocks"
+             WHERE NOT pg_has_role(c.relowner, 'USAGE')) AS "shardLocks",
+         (SELECT l.groupid FROM pg_catalog.pg_dist_local_group AS l) AS "localGroup",
+         ${COORDINATOR_ADDRESS} AS coordinator
   FROM pg_roles AS r
   WHERE r.rolname = current_user`;
-
-function noCitus(): DatabaseStateError {
-  return new DatabaseStateError(
-    'NO_CITUS',
-    'this database has no pg_dist_node: run mpp-controller bootstrap, or name the Citus database',
-  );
-}
 
 /** The names of those that can be used, the best first. */
 function chooseStrategies(wanted: StrategyName | 'auto', features: Features): StrategyName[] {
