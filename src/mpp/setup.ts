@@ -2,7 +2,8 @@ import type { Settings } from '../config.js';
 import type { Connection } from '../postgres/session.js';
 
 /** The settings that an MPP database has a say in. */
-export type MPPSettings = Pick<Settings, 'schema' | 'strategy'>;
+export type MPPSettings = Pick<Settings, 'schema' | 'strategy'> &
+  Partial<Pick<Settings, 'connection'>>;
 
 export interface BootstrapOptions {
   /** The database to make; whoever connects must be a superuser. */

@@ -1,5 +1,6 @@
 import type { ClientBase } from 'pg';
 import { DatabaseStateError } from '../../errors.js';
+import type { Connection } from '../../postgres/session.js';
 import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
 import { bootstrap } from './bootstrap.js';
 import { validateConfig } from './config.js';
@@ -12,6 +13,7 @@ import {
 } from './coordinator.js';
 import { applyGucs } from './gucs-apply.js';
 import { countDatabases, currentGucs, planGucs, readGucs } from './gucs.js';
+import { withMaintenance } from './maintenance.js';
 import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
 import { ignoreReplicationSlot } from './slots.js';
 import { STRATEGIES, type StrategyName } from './traffic/strategies.js';
@@ -29,8 +31,14 @@ interface Features {
   readonly maySignal: boolean;
 }
 
+export interface CitusOptions {
+  readonly strategy: StrategyName | 'auto';
+  /** How the coordinator is reached, for a part that needs a session of its own. */
+  readonly connection?: Connection | undefined;
+}
+
 /** Citus, as an MPP database. */
-export function createCitus(options: { strategy: StrategyName | 'auto' }): AbstractMPP {
+export function createCitus(options: CitusOptions): AbstractMPP {
   return {
     name: 'citus',
     nodesQuery: NODES_QUERY,
@@ -47,7 +55,7 @@ export function createCitus(options: { strategy: StrategyName | 'auto' }): Abstr
     ignoreReplicationSlot,
     async inspect(session) {
       const features = await readFeatures(session);
-      return createHandler(chooseStrategies(options.strategy, features), features);
+      return createHandler(options, chooseStrategies(options.strategy, features), features);
     },
     createTraffic: (traffic) => new CitusTraffic(traffic),
   };
@@ -131,7 +139,11 @@ function chooseStrategies(wanted: StrategyName | 'auto', features: Features): St
   return names.slice(from).filter((name) => has[name]);
 }
 
-function createHandler(names: readonly StrategyName[], features: Features): AbstractMPPHandler {
+function createHandler(
+  { connection }: CitusOptions,
+  names: readonly StrategyName[],
+  features: Features,
+): AbstractMPPHandler {
   const [strategy = 'demoted-row'] = names;
   return {
     strategy,
@@ -141,7 +153,7 @@ function createHandler(names: readonly StrategyName[], features: Features): Abst
       if (strategy === 'shard-locks') return true;
       return strategy === 'pause-node' && !(await sharesShards(session));
     },
-    readNodes,
+    readNodes: (db, task) => withMaintenance(connection, () => readNodes(db, task)),
     plan: planTransition,
     apply: applyStep,
   };

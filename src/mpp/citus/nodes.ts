@@ -2,10 +2,13 @@ import type { ClientBase } from 'pg';
 import type { Queryable } from '../../postgres/queryable.js';
 import type { Address, Task } from '../../tasks/task.js';
 import type { Node, Step } from '../abstract.js';
+import { MAINTENANCE_READY, requireMaintenance } from './maintenance.js';
 
 /**
  * The rows of the task's group, and any row at an address that the task names or that a row of the
  * group would be parked at.
+ *
+ * @throws DatabaseStateError `NO_MAINTENANCE_DAEMON`: what follows may change a row.
  */
 export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
   const named = [task.address, ...(task.secondaries ?? [])];
@@ -16,11 +19,13 @@ export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
     nodeport: number;
     noderole: Node['role'];
     ours: boolean;
+    ready: boolean;
   }>({
     name: 'mpp-read-nodes',
     text: READ_NODES,
     values: [task.groupid, named.map(({ host }) => host), named.map(({ port }) => port)],
   });
+  requireMaintenance(rows.every(({ ready }) => ready));
   return rows.map((row) => ({
     nodeid: row.nodeid,
     groupid: row.groupid,
@@ -33,7 +38,7 @@ export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
 /** Columns by name: a release of Citus may add some. */
 const READ_NODES = `
   SELECT n.nodeid, n.groupid, n.nodename, n.nodeport, n.noderole::text AS noderole,
-         n.nodecluster = 'default' AS ours
+         n.nodecluster = 'default' AS ours, ${MAINTENANCE_READY} AS ready
   FROM pg_catalog.pg_dist_node AS n
   WHERE n.groupid = $1
      OR (n.nodename, n.nodeport) IN (SELECT * FROM unnest($2::text[], $3::integer[]))
