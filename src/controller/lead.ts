@@ -112,6 +112,7 @@ export class Lead {
       onWake: () => {
         term.wake();
         siblings.wake();
+        topology.wake();
       },
       onError: (error) => {
         this.#logger.warn(

@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Pool } from 'pg';
 import type { Settings } from '../config.js';
+import { linkSignals } from '../linked-signal.js';
 import type { Logger } from '../observe/logger.js';
 import { createPool, type PoolOptions } from '../postgres/pool.js';
 import type { Queryable } from '../postgres/queryable.js';
@@ -133,7 +134,20 @@ export class Siblings {
     this.wake();
     const began = performance.now();
     const mostMs = Math.min(2 * report.cooldownMs + LATE_MS, MOST_OF_REST * remainingMs);
-    const over = AbortSignal.any([signal, this.#abort.signal]);
+    const over = linkSignals([signal, this.#abort.signal]);
+    try {
+      return await this.#followUntil(report, mostMs, began, over.signal);
+    } finally {
+      over.release();
+    }
+  }
+
+  async #followUntil(
+    report: HeldReport,
+    mostMs: number,
+    began: number,
+    over: AbortSignal,
+  ): Promise<string | null> {
     for (;;) {
       const waitedMs = performance.now() - began;
       const here = await lookHere(this.#options.db, report.id);
