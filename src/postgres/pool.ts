@@ -13,6 +13,8 @@ export interface PoolOptions {
   readonly min?: number;
   /** Ends a statement that takes longer, in milliseconds, on the server and here. */
   readonly statementTimeoutMs?: number;
+  /** How long a statement may wait for a lock, in milliseconds; as long as it may take by default. */
+  readonly lockTimeoutMs?: number;
   /** How much later than the server we end it, for a server that has fallen silent; 5 s by default. */
   readonly silenceMs?: number;
   /** The server that every session must be with, if it matters. */
@@ -38,7 +40,7 @@ export function createPool(connection: Connection, options: PoolOptions): pg.Poo
       await setUp(client, config, {
         schema: options.schema,
         statementMs: timeout,
-        lockMs: timeout,
+        lockMs: options.lockTimeoutMs ?? timeout,
       });
       if (options.identity) await mustBe(client, options.identity, options.onOtherServer);
     },

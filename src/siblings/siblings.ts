@@ -5,12 +5,11 @@ import { linkSignals } from '../linked-signal.js';
 import type { Logger } from '../observe/logger.js';
 import { createPool, type PoolOptions } from '../postgres/pool.js';
 import type { Queryable } from '../postgres/queryable.js';
-import { errorText } from '../postgres/session.js';
 import type { Attempt } from '../tasks/finish.js';
 import { Loop } from '../topology/loop.js';
 import { registerSiblings } from './outbox.js';
 import { Sibling } from './sibling.js';
-import { judge, lookHere, lookThere, markHeld } from './waiting.js';
+import { judge, lookHere, markHeld } from './waiting.js';
 
 export interface SiblingsOptions extends Pick<PoolOptions, 'identity' | 'onOtherServer'> {
   /** Sessions in our own database. */
@@ -29,6 +28,8 @@ export interface HeldReport extends Attempt {
 
 /** One statement takes milliseconds; a server that is slower is as good as unreachable. */
 const STATEMENT_MS = 5_000;
+/** A lock that another session keeps for longer is not waited for: the hold here would wait with it. */
+const LOCK_MS = 250;
 /** When a group's reporters are told again that were busy. */
 const BUSY_MS = 50;
 /** At first; then rarer, as each look reads the locks of the whole server. */
@@ -62,6 +63,7 @@ export class Siblings {
           purpose: 'sibling',
           max: 4,
           statementTimeoutMs: STATEMENT_MS,
+          lockTimeoutMs: LOCK_MS,
           ...(identity && { identity }),
           ...(onOtherServer && { onOtherServer }),
           onIdleError: (error) =>
@@ -73,7 +75,7 @@ export class Siblings {
       const pool = this.#pools[index];
       if (pool === undefined) throw new Error('a sibling without sessions');
       return new Sibling({
-        ...{ database, pool, db },
+        ...{ database, pool, db, schema: settings.schema },
         onTold: ({ groupid, id }) =>
           logger.debug({ groupid, entry: id, sibling: database }, 'told'),
         onTrouble: (sibling, text, error) => {
@@ -153,10 +155,7 @@ export class Siblings {
       const here = await lookHere(this.#options.db, report.id);
       const looks = this.#siblings.map(async (sibling) => ({
         database: sibling.database,
-        answer: await this.#lookAt(sibling, report, {
-          told: !here.untold.includes(sibling.database),
-          waitedMs,
-        }),
+        answer: await this.#lookAt(sibling, report, !here.untold.includes(sibling.database)),
       }));
       const seen = await Promise.all(looks);
       if (!report.isHeld()) return null;
@@ -177,16 +176,18 @@ export class Siblings {
   async #lookAt(
     sibling: Sibling,
     { id, groupid }: HeldReport,
-    { told, waitedMs }: { told: boolean; waitedMs: number },
+    told: boolean,
   ): Promise<string | null | undefined> {
-    const failure = sibling.failureOf(groupid);
-    if (!told) return judge({ told, waitedMs, failure, sight: undefined });
+    const { unledMs } = sibling;
+    if (!told) {
+      return judge({ told, unledMs, failure: sibling.failureOf(groupid), sight: undefined });
+    }
     const origin = this.#options.settings.connection.database ?? '';
     try {
-      const sight = await lookThere(sibling.db, { origin, id, groupid });
-      return judge({ told, waitedMs, failure: undefined, sight });
+      const sight = await sibling.look({ origin, id, groupid });
+      return judge({ told, unledMs: sibling.unledMs, failure: undefined, sight });
     } catch (error) {
-      return errorText(error);
+      return sibling.describe(error);
     }
   }
 }
