@@ -4,7 +4,7 @@ import type { Logger } from '../observe/logger.js';
 import { errorText } from '../postgres/session.js';
 import { claimTask, othersWait, sweep, type Claimed } from '../tasks/claim.js';
 import { endTasks, pruneTasks, stillHolding } from '../tasks/finish.js';
-import type { Pause, Task } from '../tasks/task.js';
+import type { PauseSetting, Task } from '../tasks/task.js';
 import { Holds, type Hold } from './holds.js';
 import { persist } from './persist.js';
 import { Processor } from './processor.js';
@@ -19,7 +19,7 @@ export interface TermOptions {
   readonly traffic: TrafficControl;
   readonly siblings: Workplace['siblings'];
   readonly controller: string;
-  readonly pause: Pause;
+  readonly pause: PauseSetting;
   readonly maxHolds: number;
   readonly pollMs: number;
   readonly retentionMs: number;
