@@ -28,9 +28,19 @@ export class CommandError extends MppError {
   }
 }
 
+/** Trouble that `status --check` has printed; its exit codes are those of monitoring systems. */
+export class CheckError extends MppError {
+  override readonly name = 'CheckError';
+  readonly exitCode: number;
+  constructor(exitCode: number) {
+    super('CHECK', 'the check found trouble');
+    this.exitCode = exitCode;
+  }
+}
+
 /** How a command ends. */
 export interface Ending {
-  readonly exitCode: ExitCode;
+  readonly exitCode: number;
   /** For standard error; null when all is said. */
   readonly line: string | null;
 }
@@ -43,6 +53,7 @@ export function endingOf(error: unknown): Ending {
   }
   if (error instanceof CommandError)
     return { exitCode: error.exitCode, line: oneLine(error.message) };
+  if (error instanceof CheckError) return { exitCode: error.exitCode, line: null };
   if (error instanceof ConfigError) return { exitCode: EXIT.usage, line: oneLine(error.message) };
   return { exitCode: needsOperator(error) ? EXIT.usage : EXIT.failure, line: lineOf(error) };
 }

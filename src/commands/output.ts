@@ -1,5 +1,5 @@
 import type { Writable } from 'node:stream';
-import { EXIT, type ExitCode } from './exit.js';
+import { EXIT } from './exit.js';
 
 /** One of the two standard streams of a command. */
 export interface Output {
@@ -10,7 +10,7 @@ export interface Output {
    *
    * @returns the exit code of the command: 1 instead of 0 when the output could not be written.
    */
-  readonly finish: (exitCode: ExitCode, complain: (text: string) => void) => Promise<ExitCode>;
+  readonly finish: (exitCode: number, complain: (text: string) => void) => Promise<number>;
 }
 
 /**

@@ -2,7 +2,7 @@ import { Command } from 'commander';
 import { packageVersion } from '../version.js';
 import { bootstrapCommand } from './bootstrap.js';
 import { demoCommand } from './demo.js';
-import { EXIT, endingOf, type ExitCode } from './exit.js';
+import { EXIT, endingOf } from './exit.js';
 import { gucsCommand } from './gucs.js';
 import { endingOfHook, isHook } from './hook.js';
 import { migrateCommand } from './migrate.js';
@@ -17,7 +17,7 @@ import { statusCommand } from './status.js';
  * @param args without the names of node and of the script
  * @returns the exit code; nothing is thrown
  */
-export async function main(args: readonly string[], io: Io): Promise<ExitCode> {
+export async function main(args: readonly string[], io: Io): Promise<number> {
   const program = createProgram(io);
   try {
     await program.parseAsync(args, { from: 'user' });
