@@ -36,7 +36,9 @@ describe.runIf(template.binaries.hasCitus)(
         'starved',
       );
       await server.restart();
-      await server.withSession((session) => session.query('SELECT citus_version()'), 'full');
+      for (const database of ['postgres', 'full']) {
+        await server.withSession((session) => session.query('SELECT citus_version()'), database);
+      }
       const connection = { ...server.connection, database: 'starved' };
       const mpp = createMPP({ schema: 'public', strategy: 'auto', connection });
       await server.withSession(async (session) => {

@@ -7,8 +7,8 @@ const template = inject('template');
 let h: Harness;
 
 beforeAll(async () => {
-  h = await Harness.start({ template, groups: [{ standbys: 0 }] });
-  const worker = h.cluster.primary(1);
+  h = await Harness.start({ template, groups: 1, standbys: false });
+  const worker = h.cluster.group(1).primary;
   await worker.withSession((session) =>
     session.query('UPDATE pg_dist_local_group SET groupid = 1 WHERE groupid <> 1'),
   );
@@ -24,7 +24,7 @@ describe('the address of a worker', () => {
     'run --log-level silent',
     'notify suspect --group 1 --host w1',
   ])('is refused by %s, which names its group and the coordinator', async (args) => {
-    const worker = h.cluster.primary(1);
+    const worker = h.cluster.group(1).primary;
     const result = await runCli(args.split(' '), {
       DATABASE_URL: `postgresql://postgres@${worker.address}/postgres`,
     });

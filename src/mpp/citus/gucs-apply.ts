@@ -24,6 +24,7 @@ export async function applyGucs(
         `GRANT ALTER SYSTEM ON PARAMETER ${refused.join(', ')} TO this role`,
     );
   }
+  await requireReload(client);
   const before = await readWritten(client, names);
   const written: string[] = [];
   for (const { name, wanted } of changes) {
@@ -44,6 +45,17 @@ export async function applyGucs(
     }
   }
   await client.query('SELECT pg_reload_conf()');
+}
+
+/** Without it they would be written, and the command would fail after that. */
+async function requireReload(client: pg.ClientBase): Promise<void> {
+  const { rows } = await client.query<{ allowed: boolean }>(MAY_RELOAD);
+  if (rows[0]?.allowed === true) return;
+  throw new DatabaseStateError(
+    'GUCS_REFUSED',
+    'this role may not reload the configuration, nothing was changed; connect as a superuser, or ' +
+      'GRANT EXECUTE ON FUNCTION pg_reload_conf() TO this role',
+  );
 }
 
 /** Up to PostgreSQL 16, ALTER SYSTEM refuses a parameter that this session has not heard of. */
@@ -118,6 +130,8 @@ const NOT_GRANTED = `
   SELECT n.name
   FROM unnest($1::text[]) AS n (name)
   WHERE NOT has_parameter_privilege(n.name, 'ALTER SYSTEM')`;
+
+const MAY_RELOAD = `SELECT has_function_privilege('pg_reload_conf()', 'EXECUTE') AS allowed`;
 
 const MAY_READ_FILES = `
   SELECT has_table_privilege('pg_file_settings', 'SELECT')

@@ -4,7 +4,7 @@ import { openSession, type Connection } from '../../postgres/session.js';
 
 /** How long a daemon that has just been asked for may take to start. */
 const START_MS = 1_000;
-const LOOK_AGAIN_MS = 20;
+const LOOK_AGAIN_MS = 50;
 const PROVOKE_MS = 2_000;
 
 /**
@@ -54,7 +54,6 @@ export async function withMaintenance<T>(
   work: () => Promise<T>,
 ): Promise<T> {
   const until = performance.now() + START_MS;
-  let provoked = false;
   for (;;) {
     try {
       return await work();
@@ -62,8 +61,8 @@ export async function withMaintenance<T>(
       const isMissing = error instanceof DatabaseStateError && error.code === NO_MAINTENANCE_DAEMON;
       if (!isMissing || performance.now() >= until) throw error;
     }
-    if (!provoked && connection !== undefined) await provoke(connection).catch(() => undefined);
-    provoked = true;
+    // Again and again: room for it may come at any time.
+    if (connection !== undefined) await provoke(connection).catch(() => undefined);
     await delay(LOOK_AGAIN_MS);
   }
 }
