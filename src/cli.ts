@@ -1,8 +1,24 @@
 #!/usr/bin/env node
+import { isHook } from './commands/hook.js';
+import { outputTo } from './commands/output.js';
 import { main } from './commands/program.js';
 
-process.exitCode = await main(process.argv.slice(2), {
+const stdout = outputTo(process.stdout);
+const stderr = outputTo(process.stderr);
+
+const args = process.argv.slice(2);
+if (isHook(args)) {
+  // Whatever goes wrong: the exit code of a hook can stop a promotion.
+  process.on('uncaughtException', (error) => {
+    stderr.write(`mpp-controller: ${error.message}`);
+    process.exit(0);
+  });
+}
+const exitCode = await main(args, {
   env: process.env,
-  print: (text) => process.stdout.write(`${text}\n`),
-  complain: (text) => process.stderr.write(`${text}\n`),
+  print: stdout.write,
+  complain: stderr.write,
 });
+// A session that is still closing must not keep a hook waiting.
+const ended = await stdout.finish(exitCode, stderr.write);
+process.exit(isHook(args) ? 0 : ended);

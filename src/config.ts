@@ -49,9 +49,11 @@ export const SETTINGS = {
   },
   pause: {
     env: 'MPP_PAUSE',
-    default: 'writes',
-    description: 'what waits while a group is held, unless its task says otherwise',
-    ...choice('writes', 'all', 'none'),
+    default: 'auto',
+    description:
+      'what waits while a group is held, unless its task says otherwise; auto: all for a planned ' +
+      'before_demote, writes after a crash',
+    ...choice('auto', 'writes', 'all', 'none'),
   },
   strategy: {
     env: 'MPP_STRATEGY',
@@ -121,7 +123,7 @@ export const SETTINGS = {
   },
   topology: {
     env: 'MPP_TOPOLOGY',
-    default: 'table',
+    default: 'table,probe',
     description:
       'what tells of the cluster beside hooks: probe asks the nodes, patroni its REST API',
     accepts: 'table, probe and patroni, one or several with commas between; table is always on',

@@ -1,9 +1,12 @@
 import { CommanderError } from 'commander';
-import { ConfigError, MppError } from '../errors.js';
+import { ConfigError, DatabaseStateError, MppError } from '../errors.js';
 import { errorText } from '../postgres/session.js';
 import { sqlState } from '../postgres/sqlstate.js';
 
-/** What a command's exit code says. The last three are those of `notify`. */
+/**
+ * What a command's exit code says. `usage`: only a person can put it right, in the command line, the
+ * settings or the database. The last three are those of `notify`.
+ */
 export const EXIT = {
   ok: 0,
   failure: 1,
@@ -25,9 +28,19 @@ export class CommandError extends MppError {
   }
 }
 
+/** Trouble that `status --check` has printed; its exit codes are those of monitoring systems. */
+export class CheckError extends MppError {
+  override readonly name = 'CheckError';
+  readonly exitCode: number;
+  constructor(exitCode: number) {
+    super('CHECK', 'the check found trouble');
+    this.exitCode = exitCode;
+  }
+}
+
 /** How a command ends. */
 export interface Ending {
-  readonly exitCode: ExitCode;
+  readonly exitCode: number;
   /** For standard error; null when all is said. */
   readonly line: string | null;
 }
@@ -40,15 +53,61 @@ export function endingOf(error: unknown): Ending {
   }
   if (error instanceof CommandError)
     return { exitCode: error.exitCode, line: oneLine(error.message) };
+  if (error instanceof CheckError) return { exitCode: error.exitCode, line: null };
   if (error instanceof ConfigError) return { exitCode: EXIT.usage, line: oneLine(error.message) };
-  return { exitCode: EXIT.failure, line: lineOf(error) };
+  return { exitCode: needsOperator(error) ? EXIT.usage : EXIT.failure, line: lineOf(error) };
 }
+
+/** Whether the same command fails in the same way until a person has changed something. */
+export function needsOperator(error: unknown): boolean {
+  if (error instanceof DatabaseStateError) return OPERATOR_CODES.has(error.code);
+  const states = statesOf(error);
+  return states.length > 0 && states.every((state) => OPERATOR_STATES.test(state));
+}
+
+/** The SQLSTATEs of an error and of what caused it; of several hosts those of all. */
+function statesOf(error: unknown): string[] {
+  const state = sqlState(error);
+  if (state !== undefined) return [state];
+  if (error instanceof AggregateError) {
+    // A host that did not answer may have let us in.
+    return error.errors.flatMap((one) => {
+      const states = statesOf(one);
+      return states.length === 0 ? [UNKNOWN] : states;
+    });
+  }
+  return error instanceof Error && error.cause !== undefined ? statesOf(error.cause) : [];
+}
+
+const UNKNOWN = 'unknown';
+
+/**
+ * Refused values (class 22, NULL and CHECK), a refused login (28), no such database (3D) or schema (3F),
+ * and of class 42 a missing right, table, column and function.
+ */
+const OPERATOR_STATES = /^(22|28|3[DF])|^23(502|514)$|^42(501|P01|703|883)$/;
+
+const OPERATOR_CODES: ReadonlySet<string> = new Set([
+  'NOT_COORDINATOR',
+  'NO_CITUS',
+  'CITUS_NOT_LOADED',
+  'BAD_AUTHINFO',
+  'HIDDEN_GUCS',
+  'GUCS_REFUSED',
+  'NO_PRIVILEGE',
+  'NO_UPDATE_NODE',
+  'NO_PAUSE_NODE',
+  'NO_SHARD_LOCKS',
+  'SCHEMA_MISSING',
+  'SCHEMA_OLDER',
+  'SCHEMA_NEWER',
+  'SCHEMA_OPEN',
+]);
 
 /** One line for any error; of PostgreSQL's, what it said and what to do about it. */
 export function lineOf(error: unknown): string {
-  const state = sqlState(error);
-  if (state === undefined) return oneLine(errorText(error));
-  const hint = HINTS[state] ?? hintOf(error);
+  const [state] = statesOf(error);
+  const hint = state === undefined ? undefined : (HINTS[state] ?? hintOf(error));
   return oneLine(hint === undefined ? errorText(error) : `${errorText(error)}. ${hint}`);
 }
 
@@ -61,14 +120,23 @@ function hintOf(error: unknown): string | undefined {
 const NOT_MIGRATED =
   'Is MPP_SCHEMA right, and has mpp-controller migrate been run in this database?';
 
-/** By SQLSTATE: undefined table, function and schema, a missing right, and a server that takes no writes. */
+const LOGIN =
+  'Check user and password: DATABASE_URL, PGUSER, PGPASSWORD, and pg_hba.conf of the server.';
+
+/**
+ * By SQLSTATE: undefined table, function and schema, a missing right, a server that takes no writes, a
+ * missing database and a refused login.
+ */
 const HINTS: Readonly<Record<string, string>> = {
   '42P01': NOT_MIGRATED,
   '42883': NOT_MIGRATED,
   '3F000': NOT_MIGRATED,
   '25006': 'Connect to the primary, or name all hosts of the coordinator in DATABASE_URL.',
   '42501':
-    'Connect as a role that may: mpp_client reports, mpp_operator looks, a superuser sets up.',
+    'Connect as a member of mpp_client to report, of mpp_operator to look, as a superuser to set up.',
+  '3D000': 'Name another database in DATABASE_URL or PGDATABASE, or run mpp-controller bootstrap.',
+  '28P01': LOGIN,
+  '28000': LOGIN,
 };
 
 function oneLine(text: string): string {

@@ -1,15 +1,16 @@
 import { Command } from 'commander';
 import type pg from 'pg';
+import { SETTINGS } from '../config.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { createMPP } from '../mpp/index.js';
-import type { GucChange, GucStates } from '../mpp/setup.js';
+import type { GucChange, GucStates, WantedByName } from '../mpp/setup.js';
 import { closeSession } from '../postgres/close.js';
 import { isMissingDatabase } from '../postgres/database.js';
 import { openSession, type Connection } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 import { formatTable } from './table.js';
 
-const USES = ['localHostname'] as const;
+const USES = ['localHostname', 'databases'] as const;
 
 export function gucsCommand(io: Io): Command {
   const command = new Command('gucs')
@@ -21,7 +22,10 @@ export function gucsCommand(io: Io): Command {
     const client = await openServer(settings.connection);
     try {
       const apply = command.opts<{ apply?: boolean }>().apply === true;
-      await showAndApply(io, mpp, client, settings.localHostname, apply);
+      const { localHostname, databases = [] } = settings;
+      const flag = command.opts<{ localHostname?: string }>().localHostname;
+      const isHostnameNamed = Boolean(flag ?? io.env[SETTINGS.localHostname.env]);
+      await showAndApply(io, mpp, client, { localHostname, isHostnameNamed, databases }, apply);
     } finally {
       await closeSession(client);
     }
@@ -40,17 +44,18 @@ async function showAndApply(
   io: Io,
   mpp: AbstractMPP,
   client: pg.Client,
-  localHostname: string,
+  wanted: WantedByName,
   apply: boolean,
 ): Promise<void> {
-  const { states, changes } = await mpp.planGucs(client, { localHostname });
+  const { states, changes } = await mpp.planGucs(client, wanted);
   const possible = changes.filter(({ name }) => states.get(name)?.onCommandLine !== true);
   const fixed = changes.filter((change) => !possible.includes(change));
   if (changes.length === 0) io.print('Nothing to do: every parameter is as Citus needs it.');
   else io.print(gucTable(changes, states));
   if (fixed.length > 0) {
     io.print(
-      `\nSet on the command line of the server, where ALTER SYSTEM has no say: ${names(fixed)}. Change it there.`,
+      `\nSet on the command line of the server (-c, or the service that starts it), which ALTER SYSTEM does not ` +
+        `change: ${names(fixed)}. Change it there.`,
     );
   }
   if (apply && possible.length > 0) {
@@ -58,6 +63,11 @@ async function showAndApply(
     io.print(`\nSet with ALTER SYSTEM, and configuration reloaded: ${names(possible)}.`);
   } else if (possible.length > 0) {
     io.print('\nNothing was changed; --apply sets them with ALTER SYSTEM.');
+  }
+  if (possible.some(({ name }) => name === 'max_worker_processes')) {
+    io.print(
+      'max_worker_processes: a standby must have as many as its primary; change the standbys first.',
+    );
   }
   const changed = new Set<string>(apply ? possible.map(({ name }) => name) : []);
   const all = [...states.values()];

@@ -1,6 +1,8 @@
 import { Command } from 'commander';
 import type { Settings } from '../config.js';
 import { eachDatabase } from '../databases.js';
+import type { AbstractMPP } from '../mpp/abstract.js';
+import { DatabaseStateError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { closeSession } from '../postgres/close.js';
 import { applyMigrations } from '../postgres/migrate.js';
@@ -16,9 +18,28 @@ export function migrateCommand(io: Io): Command {
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
     // Refuses settings that do not fit the MPP database, before anything is made.
-    createMPP(settings);
-    for (const one of eachDatabase(settings)) await migrate(one, io);
+    const mpp = createMPP(settings);
+    const all = eachDatabase(settings);
+    // Before anything is made in any of them.
+    for (const one of all) await check(one, mpp);
+    for (const one of all) await migrate(one, io);
   });
+}
+
+/** @throws DatabaseStateError in a database without the catalog, and on a worker. */
+async function check(settings: Settings, mpp: AbstractMPP): Promise<void> {
+  const client = await openSession(settings.connection, 'migrate');
+  try {
+    await mpp.requireCatalog(client);
+    await mpp.refuseWorker(client);
+  } catch (error) {
+    if (!(error instanceof DatabaseStateError) || settings.databases === undefined) throw error;
+    const { code, message } = error;
+    const database = settings.connection.database ?? '';
+    throw new DatabaseStateError(code, `database ${database} of MPP_DATABASES: ${message}`);
+  } finally {
+    await client.end().catch(() => undefined);
+  }
 }
 
 async function migrate(settings: Settings, io: Io): Promise<void> {

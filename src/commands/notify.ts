@@ -1,8 +1,10 @@
 import { Command, Option } from 'commander';
-import { formatDuration, parseDuration } from '../duration.js';
-import { ConfigError, UnreachableError } from '../errors.js';
-import { sqlState } from '../postgres/sqlstate.js';
-import { CommandError, EXIT, lineOf } from './exit.js';
+import { formatDuration } from '../duration.js';
+import { UnreachableError } from '../errors.js';
+import type { Settings } from '../config.js';
+import { CommandError, EXIT, needsOperator } from './exit.js';
+import { bounded, HOOK_GRACE_MS, HOOK_WAIT_MS } from './hook.js';
+import { reportOf, waitOf, type Flags } from './report-flags.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 import { submitTask, waitForTask, type Acknowledgement, type Report } from './submit.js';
 
@@ -13,32 +15,26 @@ const REPORT_MS = 10_000;
 /** A short --wait is for the acknowledgement; the report gets this long in any case. */
 const LEAST_REPORT_MS = 1_000;
 
-interface Flags {
-  readonly group: string;
-  readonly host: string;
-  readonly port: string;
-  readonly timeout?: string;
-  readonly cooldown?: string;
-  readonly pause?: string;
-  readonly secondary?: readonly string[];
-  /** False for --no-secondaries; commander sets it to true otherwise. */
-  readonly secondaries: boolean;
-  readonly wait?: true | string;
-}
-
 export function notifyCommand(io: Io): Command {
   const command = new Command('notify')
     .description(
       "report a change of a worker group: a row for mpp_tasks, from an HA manager's hook",
     )
     .argument('<event>', 'before_demote, before_promote, after_promote or suspect')
-    .requiredOption('--group <groupid>', 'group in pg_dist_node; 0 is the coordinator')
-    .requiredOption('--host <host>', 'host of the node, as pg_dist_node is to have it')
+    .option('--group <groupid>', 'group in pg_dist_node; 0 is the coordinator (required)')
+    .option('--host <host>', 'host of the node, as pg_dist_node is to have it (required)')
     .option('--port <port>', 'port of the node', '5432')
     .option('--timeout <duration>', 'how long the hold may last (default 30s; 10s for suspect)')
-    .option('--cooldown <duration>', 'how long sessions in the way may go on (default 10s)')
+    .option(
+      '--cooldown <duration>',
+      'how long a blocking session may keep running before it is terminated (default 10s)',
+    )
     .addOption(
-      new Option('--pause <what>', 'what waits: writes, all or none (default: as run is told)'),
+      new Option('--pause <what>', 'what waits (default: MPP_PAUSE of the controller)').choices([
+        'writes',
+        'all',
+        'none',
+      ]),
     )
     .option(
       '--secondary <host:port>',
@@ -50,101 +46,87 @@ export function notifyCommand(io: Io): Command {
       '--wait [duration]',
       'wait until it is acknowledged (default: as long as the hold may last)',
     )
+    .option(
+      '--hook',
+      'for a hook whose exit code decides something, such as pre_promote of Patroni: always ends with 0, ' +
+        `and --wait alone waits ${formatDuration(HOOK_WAIT_MS)} at most`,
+    )
     .addHelpText('after', `\n${EXIT_CODES}`);
   return addSettings(command, USES).action(async (event: string) => {
     const settings = readSettings(io, command, USES);
     const flags = command.opts<Flags>();
     const report = reportOf(event, flags);
     const waitMs = waitOf(report, flags);
-    try {
-      const begun = performance.now();
-      const id = await submitTask(settings, report, Math.max(waitMs ?? REPORT_MS, LEAST_REPORT_MS));
-      if (waitMs === null) {
-        io.print(`task ${id}: pending`);
-        return;
-      }
-      const left = Math.max(0, waitMs - (performance.now() - begun));
-      const answer = await waitForTask(settings, id, left);
-      io.print(`task ${id}: ${answer.status}`);
-      if (answer.reason !== null && isAccepted(answer)) io.print(answer.reason);
-      assertAccepted(id, answer);
-    } catch (error) {
-      throw asCommandError(error);
+    const isHook = flags.hook === true;
+    const outcome = submitAndWait(settings, report, waitMs);
+    const answer = await (isHook ? bounded(reportMs(waitMs) + HOOK_GRACE_MS, outcome) : outcome);
+    const { id, status, reason } = answer;
+    if (waitMs === null || isAccepted(answer)) {
+      io.print(`task ${id}: ${status}${isHook && reason !== null ? `: ${reason}` : ''}`);
+      if (!isHook && reason !== null) io.print(reason);
+      return;
     }
+    // A hook says it in one line.
+    if (!isHook) io.print(`task ${id}: ${status}`);
+    throw refusal(answer, isHook);
   });
 }
 
-/** Flags to a report. The database checks ranges and names; only what is no number is refused here. */
-function reportOf(event: string, flags: Flags): Report {
-  if (flags.secondary !== undefined && !flags.secondaries) {
-    throw new ConfigError('--secondary and --no-secondaries exclude each other; give one of them');
-  }
-  return {
-    event,
-    groupid: integer('--group', flags.group),
-    nodename: flags.host,
-    nodeport: integer('--port', flags.port),
-    secondaries: flags.secondaries ? (flags.secondary ?? null) : [],
-    timeoutMs: duration('--timeout', flags.timeout),
-    cooldownMs: duration('--cooldown', flags.cooldown),
-    pause: flags.pause ?? null,
-  };
+/** How long the report itself may take. */
+function reportMs(waitMs: number | null): number {
+  return Math.max(waitMs ?? REPORT_MS, LEAST_REPORT_MS);
 }
 
-/** @returns milliseconds; null not to wait */
-function waitOf(report: Report, flags: Flags): number | null {
-  if (flags.wait === undefined) return null;
-  if (flags.wait !== true) return duration('--wait', flags.wait);
-  return report.timeoutMs ?? (report.event === 'suspect' ? 10_000 : 30_000);
+/** @throws CommandError when it was not reported, or nothing is known of what became of it. */
+async function submitAndWait(
+  settings: Settings,
+  report: Report,
+  waitMs: number | null,
+): Promise<Acknowledgement & { readonly id: string }> {
+  try {
+    const begun = performance.now();
+    const id = await submitTask(settings, report, reportMs(waitMs));
+    if (waitMs === null) return { id, status: 'pending', reason: null };
+    const left = Math.max(0, waitMs - (performance.now() - begun));
+    return { id, ...(await waitForTask(settings, id, left)) };
+  } catch (error) {
+    throw asCommandError(error);
+  }
 }
 
 function isAccepted({ status }: Acknowledgement): boolean {
   return status === 'holding' || status === 'done';
 }
 
-function assertAccepted(id: string, answer: Acknowledgement): void {
-  if (isAccepted(answer)) return;
-  if (answer.status === 'pending' || answer.status === 'claimed') {
-    throw new CommandError(
+/** An answer other than the one that was waited for. */
+function refusal(
+  { id, status, reason }: Acknowledgement & { readonly id: string },
+  isHook: boolean,
+): CommandError {
+  if (status === 'pending' || status === 'claimed') {
+    const why = reason === null ? '' : ` (${reason})`;
+    return new CommandError(
       EXIT.timedOut,
-      `task ${id} is still ${answer.status}; see mpp-controller status`,
+      `task ${id} is still ${status}${why}; see mpp-controller status`,
     );
   }
-  throw new CommandError(EXIT.refused, answer.reason ?? `task ${id} is ${answer.status}`);
+  const said = `task ${id} is ${status}`;
+  if (reason === null) return new CommandError(EXIT.refused, said);
+  return new CommandError(EXIT.refused, isHook ? `${said}: ${reason}` : reason);
 }
 
 function asCommandError(error: unknown): unknown {
-  if (error instanceof UnreachableError) {
-    return new CommandError(EXIT.unreachable, error.message, error);
-  }
-  // Class 22 and 23: it is the input that the database does not take.
-  const refused = /^2[23]/.test(sqlState(error) ?? '');
-  return refused ? new CommandError(EXIT.refused, lineOf(error), error) : error;
+  if (!(error instanceof UnreachableError) || needsOperator(error)) return error;
+  return new CommandError(EXIT.unreachable, error.message, error);
 }
 
-function integer(flag: string, text: string): number {
-  if (/^-?\d{1,15}$/.test(text)) return Number(text);
-  throw new ConfigError(`${flag} cannot be ${JSON.stringify(text)}; give a whole number`);
-}
-
-function duration(flag: string, text: string): number;
-function duration(flag: string, text: string | undefined): number | null;
-function duration(flag: string, text: string | undefined): number | null {
-  if (text === undefined) return null;
-  try {
-    return parseDuration(text);
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    throw new ConfigError(`${flag}: ${error.message}`);
-  }
-}
-
-const EXIT_CODES = `Exit codes:
+const EXIT_CODES = `Exit codes (with --hook always 0; the line on standard error names the code):
   0  reported; with --wait: holding or done
   1  anything else went wrong
-  2  wrong usage or setting
-  3  refused: by the database, or discarded, superseded, expired, failed, cancelled, rolled_back
+  2  the same call fails until a person changes something: a wrong option or setting, input that the
+     database refuses, no such database, wrong password, a missing right, not migrated, a worker
+  3  with --wait: discarded, superseded, expired, failed, cancelled or rolled_back
   4  not acknowledged within --wait; or not even reported, because the database did not take it in
      that time (${formatDuration(LEAST_REPORT_MS)} at least; ${formatDuration(REPORT_MS)} without --wait)
-  5  the database cannot be reached, or was lost on the way: it says so when nobody can tell whether
-     the report got in; to report again does no harm`;
+  5  the database cannot be reached, or the session was lost: the line says so when it is unknown
+     whether the report got in; to report again does no harm`;

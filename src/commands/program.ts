@@ -2,8 +2,9 @@ import { Command } from 'commander';
 import { packageVersion } from '../version.js';
 import { bootstrapCommand } from './bootstrap.js';
 import { demoCommand } from './demo.js';
-import { EXIT, endingOf, type ExitCode } from './exit.js';
+import { EXIT, endingOf } from './exit.js';
 import { gucsCommand } from './gucs.js';
+import { endingOfHook, isHook } from './hook.js';
 import { migrateCommand } from './migrate.js';
 import { notifyCommand } from './notify.js';
 import { runCommand } from './run.js';
@@ -16,13 +17,14 @@ import { statusCommand } from './status.js';
  * @param args without the names of node and of the script
  * @returns the exit code; nothing is thrown
  */
-export async function main(args: readonly string[], io: Io): Promise<ExitCode> {
+export async function main(args: readonly string[], io: Io): Promise<number> {
   const program = createProgram(io);
   try {
     await program.parseAsync(args, { from: 'user' });
     return EXIT.ok;
   } catch (error) {
-    const { exitCode, line } = endingOf(error);
+    const ending = endingOf(error);
+    const { exitCode, line } = isHook(args) ? endingOfHook(ending) : ending;
     if (line !== null) io.complain(`mpp-controller: ${line}`);
     return exitCode;
   }

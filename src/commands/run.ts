@@ -3,7 +3,8 @@ import { Command } from 'commander';
 import { unknownVariables } from '../config.js';
 import { createController } from '../controller/controller.js';
 import { createLogger } from '../observe/logger.js';
-import { EXIT } from './exit.js';
+import { CommandError, EXIT } from './exit.js';
+import { logOutput } from './log-output.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [
@@ -43,18 +44,26 @@ export function runCommand(io: Io): Command {
     );
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
-    const logger = createLogger(settings.logLevel);
+    const closed = new AbortController();
+    const onClosed = (): void => closed.abort();
+    const onLost = (error: Error): void => {
+      io.complain(`mpp-controller: lines of the log are lost: ${error.message}`);
+    };
+    const logger = createLogger(settings.logLevel, logOutput(1, { onClosed, onLost }));
     for (const name of unknownVariables(io.env)) {
       logger.warn({ variable: name }, 'unknown setting: is its name misspelt? see --help');
     }
     const controller = createController({ settings, logger });
+    // What goes wrong in it rejects `finished`.
+    const stop = (): void => void controller.stop().catch(() => undefined);
+    if (closed.signal.aborted) stop();
+    else closed.signal.addEventListener('abort', stop);
     let asked = false;
     const onSignal = (signal: NodeJS.Signals): void => {
       if (asked) process.exit(128 + constants.signals[signal]);
       asked = true;
       logger.info({ signal }, 'stopping; a second signal ends at once');
-      // What goes wrong in it rejects `finished`.
-      controller.stop().catch(() => undefined);
+      stop();
       setTimeout(() => {
         logger.error('PostgreSQL does not answer; ended without writing down what was rolled back');
         process.exit(EXIT.failure);
@@ -67,6 +76,9 @@ export function runCommand(io: Io): Command {
     } finally {
       await controller.stop();
       process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
+    }
+    if (closed.signal.aborted) {
+      throw new CommandError(EXIT.failure, 'stopped: the reader of the log has gone');
     }
   });
 }

@@ -1,11 +1,31 @@
 import { Command } from 'commander';
+import type { Settings } from '../config.js';
 import { eachDatabase } from '../databases.js';
+import { parseDuration } from '../duration.js';
+import { ConfigError } from '../errors.js';
+import { createMPP } from '../mpp/index.js';
+import { CheckError, endingOf } from './exit.js';
 import { addSettings, readSettings, type Io } from './settings.js';
+import {
+  checkLine,
+  findTrouble,
+  LEVELS,
+  readFailures,
+  type CheckLimits,
+  type Level,
+} from './status-check.js';
 import { readStatus, type Status } from './status-read.js';
 import { statusText } from './status-text.js';
 import { withSession } from './with-session.js';
 
 const USES = ['schema', 'databases'] as const;
+
+interface Flags {
+  readonly json?: boolean;
+  readonly check?: boolean;
+  readonly pending: string;
+  readonly failed: string;
+}
 
 export function statusCommand(io: Io): Command {
   const command = new Command('status')
@@ -13,17 +33,21 @@ export function statusCommand(io: Io): Command {
     .option(
       '--json',
       'for machines: one JSON object (with several databases one of each by its name), durations in seconds',
-    );
+    )
+    .option('--check', 'for monitoring: one line for each database, and an exit code')
+    .option('--pending <duration>', 'with --check: how long a task may be pending', '1min')
+    .option('--failed <duration>', 'with --check: how long a failed task is a warning', '1h')
+    .addHelpText('after', `\n${CHECK_CODES}`);
   return addSettings(command, USES).action(async () => {
+    const flags = command.opts<Flags>();
+    if (flags.check === true) return check(io, command, flags);
     const settings = readSettings(io, command, USES);
-    const { json } = command.opts<{ json?: boolean }>();
     const all: [string, Status][] = [];
     for (const one of eachDatabase(settings)) {
-      const status = await withSession(one, 'status', readStatus);
-      all.push([one.connection.database ?? '', status]);
+      all.push([one.connection.database ?? '', (await read(one)).status]);
     }
     const several = settings.databases !== undefined;
-    if (json === true) {
+    if (flags.json === true) {
       const shown = several ? Object.fromEntries(all) : all[0]?.[1];
       io.print(JSON.stringify(shown, null, 2));
       return;
@@ -34,3 +58,62 @@ export function statusCommand(io: Io): Command {
     io.print(text.join('\n\n'));
   });
 }
+
+/** @throws CheckError with the worst level of all databases, once each has its line. */
+async function check(io: Io, command: Command, flags: Flags): Promise<void> {
+  const codes: number[] = [];
+  const say = (level: Level, line: string): void => {
+    io.print(line);
+    codes.push(LEVELS.indexOf(level));
+  };
+  try {
+    const limits = limitsOf(flags);
+    const settings = readSettings(io, command, USES);
+    for (const one of eachDatabase(settings)) {
+      const where = settings.databases === undefined ? '' : ` [${one.connection.database ?? ''}]`;
+      try {
+        const { status, failures } = await read(one, limits);
+        const findings = findTrouble(status, failures, limits);
+        say(findings[0]?.level ?? 'OK', `${checkLine(findings, status)}${where}`);
+      } catch (error) {
+        say('UNKNOWN', `MPP UNKNOWN - ${endingOf(error).line ?? ''}${where}`);
+      }
+    }
+  } catch (error) {
+    say('UNKNOWN', `MPP UNKNOWN - ${endingOf(error).line ?? ''}`);
+  }
+  const worst = Math.max(...codes);
+  if (worst > 0) throw new CheckError(worst);
+}
+
+async function read(settings: Settings, limits?: CheckLimits) {
+  const mpp = createMPP(settings);
+  return withSession(settings, 'status', async (client) => {
+    await mpp.refuseWorker(client);
+    return {
+      status: await readStatus(client),
+      failures: limits === undefined ? [] : await readFailures(client, limits.failedMs),
+    };
+  });
+}
+
+/** @throws ConfigError */
+function limitsOf({ pending, failed }: Flags): CheckLimits {
+  const read = (flag: string, text: string): number => {
+    try {
+      return parseDuration(text);
+    } catch (error) {
+      if (!(error instanceof ConfigError)) throw error;
+      throw new ConfigError(`${flag}: ${error.message}`);
+    }
+  };
+  return { pendingMs: read('--pending', pending), failedMs: read('--failed', failed) };
+}
+
+const CHECK_CODES = `Exit codes of --check, as Nagios and its like read them:
+  0  OK
+  1  WARNING: a task is pending for more than half of --pending, one failed within --failed and none has
+     succeeded for its group since, or a hold has lost its session
+  2  CRITICAL: no controller is active, a task is pending for longer than --pending, or a hold is past its
+     deadline
+  3  UNKNOWN: the database cannot be asked`;

@@ -3,6 +3,7 @@ import type pg from 'pg';
 import type { Settings } from '../config.js';
 import { formatDuration } from '../duration.js';
 import { ConfigError, UnreachableError } from '../errors.js';
+import { createMPP } from '../mpp/index.js';
 import {
   CONNECT_MS,
   describeConnection,
@@ -73,7 +74,9 @@ function isAnotherComing({ connection }: Settings, error: unknown): boolean {
 }
 
 async function submitOnce(settings: Settings, report: Report, withinMs: number): Promise<string> {
+  const mpp = createMPP(settings);
   return withSession(boundTo(settings, withinMs), 'notify', async (client) => {
+    await mpp.refuseWorker(client);
     const values = [
       report.event,
       report.groupid,

@@ -1,5 +1,6 @@
 import type { Node, Transition } from '../mpp/abstract.js';
 import { attemptOf, markHolding, markWaiting } from '../tasks/finish.js';
+import { pauseOf } from '../tasks/pause.js';
 import { formatAddress } from '../tasks/task.js';
 import { boundsOf, growingDelay } from './bounds.js';
 import type { Hold } from './holds.js';
@@ -79,7 +80,7 @@ function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): 
   return {
     session,
     groupid: task.groupid,
-    pause: task.pause ?? place.pause,
+    pause: pauseOf(task, place.pause),
     pausing: undefined,
     lost: false,
     before: nodes,

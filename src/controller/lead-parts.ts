@@ -141,6 +141,7 @@ export class LeadParts {
       onWake: () => {
         this.term.wake();
         this.siblings.wake();
+        this.#topology.wake();
       },
       onError: (error) => {
         const line = 'listening was interrupted; the table is polled meanwhile';

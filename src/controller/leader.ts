@@ -83,11 +83,11 @@ export class ControlSession {
       // On a standby as well: else nobody would know before the controller is needed.
       await refuseNewer(client, contract.schema, contract.known);
       const identity = await readIdentity(client);
+      const handler = await mpp.inspect(client);
       await checkMigrated(client, contract.schema, contract.known);
       await refuseReadOnly(client);
       const leadership = new Leadership(client, controller);
       await refuseOtherSchema(client);
-      const handler = await mpp.inspect(client);
       const server = eachServer(connection)[index] ?? connection;
       return new ControlSession(client, server, handler, identity, leadership, contract);
     } catch (error) {

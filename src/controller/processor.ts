@@ -2,6 +2,7 @@ import type { Anticipation, HeldNode, Node, Transition } from '../mpp/abstract.j
 import type { Logger } from '../observe/logger.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { attemptOf, endTasks } from '../tasks/finish.js';
+import { pauseOf } from '../tasks/pause.js';
 import type { Task } from '../tasks/task.js';
 import { boundsOf, groupBusyDelay, growingDelay, watchdogMs } from './bounds.js';
 import { commitChange } from './commit-change.js';
@@ -60,8 +61,9 @@ export class Processor {
   }
 
   /** Where everything fails that does not wait yet, what the wait takes is begun before all else. */
-  #anticipate({ event, groupid, pause, timeoutMs }: Task): Anticipation | undefined {
-    const wanted = pause ?? this.#place.pause;
+  #anticipate(task: Task): Anticipation | undefined {
+    const { event, groupid, timeoutMs } = task;
+    const wanted = pauseOf(task, this.#place.pause);
     if (event === 'before_demote' || event === 'after_promote' || wanted === 'none')
       return undefined;
     return this.#place.traffic.anticipate({ groupid, pause: wanted, remainingMs: timeoutMs });

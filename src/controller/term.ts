@@ -5,7 +5,7 @@ import { errorText } from '../postgres/session.js';
 import { claimTask, othersWait, type Claimed } from '../tasks/claim.js';
 import { endTasks, stillHolding } from '../tasks/finish.js';
 import { takeBack } from '../tasks/sweep.js';
-import type { Pause, Task } from '../tasks/task.js';
+import type { PauseSetting, Task } from '../tasks/task.js';
 import { Alarms } from './alarms.js';
 import { Expiry } from './expiry.js';
 import { Holds, type Hold } from './holds.js';
@@ -21,7 +21,7 @@ export interface TermOptions extends Pick<Workplace, 'siblings' | 'verification'
   readonly handler: AbstractMPPHandler;
   readonly traffic: TrafficControl;
   readonly controller: string;
-  readonly pause: Pause;
+  readonly pause: PauseSetting;
   readonly maxHolds: number;
   readonly pollMs: number;
   readonly retentionMs: number;

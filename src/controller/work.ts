@@ -3,7 +3,7 @@ import type { AbstractMPPHandler, Anticipation, Node, TrafficControl } from '../
 import type { Logger } from '../observe/logger.js';
 import type { Siblings } from '../siblings/siblings.js';
 import { attemptOf, requeueTasks } from '../tasks/finish.js';
-import type { Pause, Task } from '../tasks/task.js';
+import type { PauseSetting, Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS } from './bounds.js';
 import type { GroupSession } from './group-session.js';
 import type { Hold, Holds } from './holds.js';
@@ -28,7 +28,7 @@ export interface Workplace {
   /** Id of this controller. */
   readonly controller: string;
   /** What a hold makes wait if its task does not say. */
-  readonly pause: Pause;
+  readonly pause: PauseSetting;
   readonly logger: Logger;
   /** Called when a hold's session broke. */
   readonly onHoldLost: (hold: Hold) => void;

@@ -15,7 +15,7 @@ import type {
   MPPSettings,
   ReplicationSlot,
   StepReport,
-  WantedGucs,
+  WantedByName,
 } from './setup.js';
 
 /** A row of the catalog that says where a node is; for Citus, a row of pg_dist_node. */
@@ -204,13 +204,23 @@ export interface AbstractMPP {
    *
    * @throws DatabaseStateError when this role may not see all that is needed to decide.
    */
-  planGucs(session: ClientBase, wanted: WantedGucs): Promise<GucPlan>;
+  planGucs(session: ClientBase, wanted: WantedByName): Promise<GucPlan>;
 
   /**
    * Writes changes to the server's configuration and reloads it; `GucState.needsRestart` tells which
-   * wait for a restart. What was written before an error stays.
+   * wait for a restart. All of them or none.
    */
   applyGucs(session: ClientBase, changes: readonly GucChange[]): Promise<void>;
+
+  /**
+   * Refuses a server that is a worker. A database without the extension passes.
+   *
+   * @throws DatabaseStateError `NOT_COORDINATOR`, naming the group and where the coordinator is.
+   */
+  refuseWorker(session: ClientBase): Promise<void>;
+
+  /** @throws DatabaseStateError `NO_CITUS` in a database without the catalog. */
+  requireCatalog(session: ClientBase): Promise<void>;
 
   /**
    * Whether a replication slot is the database's own, so that an HA manager must leave it alone.

@@ -9,7 +9,7 @@ import type { MPPSettings } from './setup.js';
  * @throws ConfigError when the settings do not fit it.
  */
 export function createMPP(settings: MPPSettings): AbstractMPP {
-  const mpp = createCitus({ strategy: settings.strategy });
+  const mpp = createCitus({ strategy: settings.strategy, connection: settings.connection });
   mpp.validateConfig(settings);
   return mpp;
 }

@@ -2,7 +2,8 @@ import type { Settings } from '../config.js';
 import type { Connection } from '../postgres/session.js';
 
 /** The settings that an MPP database has a say in. */
-export type MPPSettings = Pick<Settings, 'schema' | 'strategy'>;
+export type MPPSettings = Pick<Settings, 'schema' | 'strategy'> &
+  Partial<Pick<Settings, 'connection'>>;
 
 export interface BootstrapOptions {
   /** The database to make; whoever connects must be a superuser. */
@@ -29,6 +30,15 @@ export interface StepReport {
 export interface WantedGucs {
   /** The name by which a node reaches itself. */
   readonly localHostname: string;
+  /** True when a person gave that name, so that it replaces another one. */
+  readonly isHostnameNamed: boolean;
+  /** How many databases of the server have Citus. */
+  readonly databases: number;
+}
+
+/** The same, with the databases by name as far as the settings name them. */
+export interface WantedByName extends Omit<WantedGucs, 'databases'> {
+  readonly databases: readonly string[];
 }
 
 /** One parameter that differs from what the MPP database needs. */

@@ -1,4 +1,5 @@
-import type { Socket } from 'node:net';
+import { Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
 import type pg from 'pg';
 import { within } from '../within.js';
 
@@ -20,16 +21,16 @@ export async function closeSession(client: pg.Client, ms = CLOSE_MS): Promise<vo
 
 /** Sockets of sessions that another library opens, so that they can be destroyed whatever it waits for. */
 export class Sockets {
-  readonly #create: () => Socket;
-  readonly #open = new Set<Socket>();
+  readonly #create: () => Duplex;
+  readonly #open = new Set<Duplex>();
 
-  /** @param create makes one that is not connected yet */
-  constructor(create: () => Socket) {
-    this.#create = create;
+  /** @param config of the sessions, whose own stream may encrypt */
+  constructor({ stream }: Pick<pg.ClientConfig, 'stream'>) {
+    this.#create = () => stream?.() ?? new Socket();
   }
 
   /** For `stream` in the configuration of a node-postgres client. */
-  readonly create = (): Socket => {
+  readonly create = (): Duplex => {
     const socket = this.#create();
     this.#open.add(socket);
     socket.once('close', () => this.#open.delete(socket));

@@ -1,4 +1,3 @@
-import { Socket } from 'node:net';
 import createSubscriber, { type Subscriber } from 'pg-listen';
 import { within } from '../within.js';
 import { CLOSE_MS, Sockets } from './close.js';
@@ -47,9 +46,10 @@ export class Listener {
 
   #build(): void {
     const { connection, channel, onWake, onError } = this.#options;
-    const sockets = new Sockets(() => new Socket());
+    const config = sessionConfig(connection, 'listen');
+    const sockets = new Sockets(config);
     const subscriber = createSubscriber.default(
-      { ...sessionConfig(connection, 'listen'), query_timeout: 5_000, stream: sockets.create },
+      { ...config, query_timeout: 5_000, stream: sockets.create },
       {
         // The default gives up after 3 s, and is then deaf for ever.
         retryTimeout: 0,

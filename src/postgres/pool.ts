@@ -1,4 +1,3 @@
-import { Socket } from 'node:net';
 import pg from 'pg';
 import { DatabaseStateError, PoolBusyError } from '../errors.js';
 import { within } from '../within.js';
@@ -19,6 +18,8 @@ export interface PoolOptions {
   readonly busyMs?: number;
   /** Ends a statement that takes longer, in milliseconds, on the server and here. */
   readonly statementTimeoutMs?: number;
+  /** How long a statement may wait for a lock, in milliseconds; as long as it may take by default. */
+  readonly lockTimeoutMs?: number;
   /** How much later than the server we end it, for a server that has fallen silent; 5 s by default. */
   readonly silenceMs?: number;
   /** The server that every session must be with, if it matters. */
@@ -48,7 +49,7 @@ class BoundedPool extends pg.Pool {
   constructor(connection: Connection, pool: PoolOptions) {
     const timeout = pool.statementTimeoutMs;
     const config = sessionConfig(connection, pool.purpose);
-    const sockets = new Sockets(() => new Socket());
+    const sockets = new Sockets(config);
     super({
       ...config,
       stream: sockets.create,
@@ -61,7 +62,7 @@ class BoundedPool extends pg.Pool {
         await setUp(client, config, {
           schema: pool.schema,
           statementMs: timeout,
-          lockMs: timeout,
+          lockMs: pool.lockTimeoutMs ?? timeout,
         });
         if (pool.identity) await mustBe(client, pool.identity, pool.onOtherServer);
       },

@@ -1,14 +1,19 @@
 import type { Pool } from 'pg';
-import { errorText } from '../postgres/session.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import type { Queryable } from '../postgres/queryable.js';
+import { describeTrouble } from './blocker.js';
 import { forgetEntry, readOutbox, type Entry } from './outbox.js';
+import { lookThere, type SiblingSight } from './waiting.js';
 
 /** Entries that are read at once. */
 const BATCH = 100;
+const LOOK_FIRST_MS = 1_000;
+const LOOK_MOST_MS = 60_000;
 
 export interface SiblingOptions {
   readonly database: string;
+  /** Of our objects, there as here. */
+  readonly schema: string;
   /** Sessions in it. */
   readonly pool: Pool;
   /** Sessions in our own database, where its outbox is. */
@@ -22,6 +27,11 @@ export class Sibling {
   readonly database: string;
   readonly #options: SiblingOptions;
   #failure: string | undefined;
+  /** Since when no controller has been active there, as performance.now() has it. */
+  #unledSince: number | undefined;
+  /** When it is asked again although there is nothing to tell it, after it has failed. */
+  #lookAt = 0;
+  #lookDelayMs = 0;
   /** What it answered to the reports of one group, while it takes those of others. */
   readonly #refusals = new Map<number, string>();
 
@@ -33,6 +43,28 @@ export class Sibling {
   /** For statements in it. */
   get db(): Queryable {
     return this.#options.pool;
+  }
+
+  /** For how long no controller has been active there, in milliseconds; 0 when one is. */
+  get unledMs(): number {
+    return this.#unledSince === undefined ? 0 : performance.now() - this.#unledSince;
+  }
+
+  /** What it says of a report: of one that was never made, only whether a controller is active. */
+  async look(report: {
+    origin: string;
+    id: string;
+    groupid: number;
+  }): Promise<SiblingSight | undefined> {
+    const sight = await lookThere(this.#options.pool, report);
+    if (sight?.led === true) this.#unledSince = undefined;
+    else this.#unledSince ??= performance.now();
+    return sight;
+  }
+
+  /** What an error of a session in it means. */
+  async describe(error: unknown): Promise<string> {
+    return describeTrouble(this.#options.pool, this.#options.schema, error);
   }
 
   /** Why it could not be told of a group the last time; undefined when it could. */
@@ -48,10 +80,12 @@ export class Sibling {
    */
   async tell(signal: AbortSignal): Promise<boolean> {
     const left = new Set<number>();
+    let told = 0;
     try {
       let entries: Entry[];
       do {
         entries = await readOutbox(this.#options.db, this.database, BATCH, [...left]);
+        told += entries.length;
         for (const entry of entries) {
           if (signal.aborted) return false;
           const { groupid } = entry;
@@ -59,11 +93,17 @@ export class Sibling {
           if (!(await this.#tellOne(entry)) && groupid !== null) left.add(groupid);
         }
       } while (entries.length === BATCH);
+      if (told === 0 && performance.now() < this.#lookAt) return false;
+      await this.look(NO_REPORT);
       this.#failure = undefined;
+      this.#lookDelayMs = 0;
     } catch (error) {
-      const text = errorText(error);
+      if (signal.aborted) return false;
+      const text = await this.describe(error);
       if (text !== this.#failure) this.#options.onTrouble(this.database, text, error);
       this.#failure = text;
+      this.#lookDelayMs = Math.min(Math.max(2 * this.#lookDelayMs, LOOK_FIRST_MS), LOOK_MOST_MS);
+      this.#lookAt = performance.now() + this.#lookDelayMs;
       return false;
     }
     for (const groupid of this.#refusals.keys()) {
@@ -95,7 +135,7 @@ export class Sibling {
     } catch (error) {
       lost = sqlState(error) === undefined || isSessionLost(error);
       if (lost) throw error;
-      this.#refused(groupid ?? 0, error);
+      await this.#refused(groupid ?? 0, error);
       return false;
     } finally {
       session.release(lost);
@@ -103,12 +143,15 @@ export class Sibling {
   }
 
   /** By group: that of one must not keep the reports of others from being waited for. */
-  #refused(groupid: number, error: unknown): void {
-    const text = errorText(error);
+  async #refused(groupid: number, error: unknown): Promise<void> {
+    const text = await this.describe(error);
     if (text !== this.#refusals.get(groupid))
       this.#options.onTrouble(this.database, `group ${groupid}: ${text}`, error);
     this.#refusals.set(groupid, text);
   }
 }
+
+/** Tasks are counted from 1, groups from 0. */
+const NO_REPORT = { origin: '', id: '0', groupid: -1 };
 
 const FOLLOW = 'SELECT @mpp.mpp_follow($1::name, $2::jsonb) AS told';

@@ -1,15 +1,15 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Pool } from 'pg';
 import type { Settings } from '../config.js';
+import { linkSignals } from '../linked-signal.js';
 import type { Logger } from '../observe/logger.js';
 import { createPool, type PoolOptions } from '../postgres/pool.js';
 import type { Queryable } from '../postgres/queryable.js';
-import { errorText } from '../postgres/session.js';
 import type { Attempt } from '../tasks/finish.js';
 import { Loop } from '../topology/loop.js';
 import { registerSiblings } from './outbox.js';
 import { Sibling } from './sibling.js';
-import { judge, lookHere, lookThere, markHeld } from './waiting.js';
+import { judge, lookHere, markHeld } from './waiting.js';
 
 export interface SiblingsOptions extends Pick<PoolOptions, 'identity' | 'onOtherServer'> {
   /** Sessions in our own database. */
@@ -28,6 +28,8 @@ export interface HeldReport extends Attempt {
 
 /** One statement takes milliseconds; a server that is slower is as good as unreachable. */
 const STATEMENT_MS = 5_000;
+/** A lock that another session keeps for longer is not waited for: the hold here would wait with it. */
+const LOCK_MS = 250;
 /** When a group's reporters are told again that were busy. */
 const BUSY_MS = 50;
 /** At first; then rarer, as each look reads the locks of the whole server. */
@@ -62,6 +64,7 @@ export class Siblings {
           purpose: 'sibling',
           max: 4,
           statementTimeoutMs: STATEMENT_MS,
+          lockTimeoutMs: LOCK_MS,
           ...(identity && { identity }),
           ...(onOtherServer && { onOtherServer }),
           onIdleError: (error) =>
@@ -73,7 +76,7 @@ export class Siblings {
       const pool = this.#pools[index];
       if (pool === undefined) throw new Error('a sibling without sessions');
       return new Sibling({
-        ...{ database, pool, db },
+        ...{ database, pool, db, schema: settings.schema },
         onTold: ({ groupid, id }) =>
           logger.debug({ groupid, entry: id, sibling: database }, 'told'),
         onTrouble: (sibling, text, error) => {
@@ -139,16 +142,26 @@ export class Siblings {
     this.wake();
     const began = performance.now();
     const mostMs = Math.min(2 * report.cooldownMs + LATE_MS, MOST_OF_REST * remainingMs);
-    const over = AbortSignal.any([signal, this.#abort.signal]);
+    const over = linkSignals([signal, this.#abort.signal]);
+    try {
+      return await this.#followUntil(report, mostMs, began, over.signal);
+    } finally {
+      over.release();
+    }
+  }
+
+  async #followUntil(
+    report: HeldReport,
+    mostMs: number,
+    began: number,
+    over: AbortSignal,
+  ): Promise<string | null> {
     for (;;) {
       const waitedMs = performance.now() - began;
       const here = await lookHere(this.#options.db, report.id);
       const looks = this.#siblings.map(async (sibling) => ({
         database: sibling.database,
-        answer: await this.#lookAt(sibling, report, {
-          told: !here.untold.includes(sibling.database),
-          waitedMs,
-        }),
+        answer: await this.#lookAt(sibling, report, !here.untold.includes(sibling.database)),
       }));
       const seen = await Promise.all(looks);
       if (!report.isHeld()) return null;
@@ -169,16 +182,18 @@ export class Siblings {
   async #lookAt(
     sibling: Sibling,
     { id, groupid }: HeldReport,
-    { told, waitedMs }: { told: boolean; waitedMs: number },
+    told: boolean,
   ): Promise<string | null | undefined> {
-    const failure = sibling.failureOf(groupid);
-    if (!told) return judge({ told, waitedMs, failure, sight: undefined });
+    const { unledMs } = sibling;
+    if (!told) {
+      return judge({ told, unledMs, failure: sibling.failureOf(groupid), sight: undefined });
+    }
     const origin = this.#options.settings.connection.database ?? '';
     try {
-      const sight = await lookThere(sibling.db, { origin, id, groupid });
-      return judge({ told, waitedMs, failure: undefined, sight });
+      const sight = await sibling.look({ origin, id, groupid });
+      return judge({ told, unledMs: sibling.unledMs, failure: undefined, sight });
     } catch (error) {
-      return errorText(error);
+      return sibling.describe(error);
     }
   }
 }

@@ -22,13 +22,14 @@ export interface SiblingSight {
   readonly led: boolean;
 }
 
-/** What is known of one sibling, and for how long the report has waited, in milliseconds. */
+/** What is known of one sibling. */
 export interface Known {
   readonly told: boolean;
   /** Why it could not be reached; undefined while it could. */
   readonly failure: string | undefined;
   readonly sight: SiblingSight | undefined;
-  readonly waitedMs: number;
+  /** For how long no controller has been active there, in milliseconds. */
+  readonly unledMs: number;
 }
 
 const OPEN: ReadonlySet<string> = new Set(['pending', 'claimed', 'holding']);
@@ -40,7 +41,7 @@ const UNLED_MOST_MS = 2_000;
  *
  * @returns undefined to wait; null when the sibling's traffic waits; else why it does not, or not wholly.
  */
-export function judge({ told, failure, sight, waitedMs }: Known): string | null | undefined {
+export function judge({ told, failure, sight, unledMs }: Known): string | null | undefined {
   if (failure !== undefined) return failure;
   if (!told || sight === undefined) return undefined;
   const { held, status, reason, coming, led } = sight;
@@ -48,7 +49,7 @@ export function judge({ told, failure, sight, waitedMs }: Known): string | null 
   if (status === null && !coming) return 'a newer report was made there';
   // One that is holding without a lock has lost its controller, and is soon taken up again.
   if (status !== null && !OPEN.has(status)) return reason ?? `its task is ${status}`;
-  if (!led && waitedMs > UNLED_MOST_MS) return 'no controller is active there';
+  if (!led && unledMs > UNLED_MOST_MS) return 'no controller is active there';
   return undefined;
 }
 

@@ -4,6 +4,9 @@ export type TaskEvent = 'before_demote' | 'before_promote' | 'after_promote' | '
 /** What waits while a group is held. */
 export type Pause = 'writes' | 'all' | 'none';
 
+/** MPP_PAUSE: what waits in a hold whose task does not say; see pauseOf. */
+export type PauseSetting = Pause | 'auto';
+
 /** How a task can end, but for what SQL functions and triggers do (superseded, cancelled). */
 export type TaskEnd = 'done' | 'discarded' | 'rolled_back' | 'failed';
 

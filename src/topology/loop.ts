@@ -1,3 +1,5 @@
+import { linkSignals, type LinkedSignal } from '../linked-signal.js';
+
 export interface LoopOptions {
   readonly intervalMs: number;
   /** What is done each time. Must not throw. */
@@ -10,14 +12,14 @@ export interface LoopOptions {
 export class Loop {
   readonly #options: LoopOptions;
   readonly #abort = new AbortController();
-  readonly #over: AbortSignal;
+  readonly #link: LinkedSignal;
   #running: Promise<void> | undefined;
   #awake = false;
   #rouse: (() => void) | undefined;
 
   constructor(options: LoopOptions) {
     this.#options = options;
-    this.#over = AbortSignal.any([options.signal, this.#abort.signal]);
+    this.#link = linkSignals([options.signal, this.#abort.signal]);
   }
 
   start(): void {
@@ -34,22 +36,23 @@ export class Loop {
   async stop(): Promise<void> {
     this.#abort.abort();
     await this.#running;
+    this.#link.release();
   }
 
   async #run(): Promise<void> {
     const { intervalMs, work } = this.#options;
     const rouse = (): void => this.#rouse?.();
-    this.#over.addEventListener('abort', rouse);
-    while (!this.#over.aborted) {
+    this.#link.signal.addEventListener('abort', rouse);
+    while (!this.#link.signal.aborted) {
       this.#awake = false;
-      await work(this.#over);
+      await work(this.#link.signal);
       await this.#sleep(intervalMs);
     }
-    this.#over.removeEventListener('abort', rouse);
+    this.#link.signal.removeEventListener('abort', rouse);
   }
 
   async #sleep(ms: number): Promise<void> {
-    if (this.#awake || this.#over.aborted) return;
+    if (this.#awake || this.#link.signal.aborted) return;
     await new Promise<void>((resolve) => {
       const timer = setTimeout(resolve, ms);
       this.#rouse = () => {

@@ -79,12 +79,14 @@ const WRITE_MEMBERS = `
       system_identifier = excluded.system_identifier,
       reason = excluded.reason,
       reported_at = excluded.reported_at
-  WHERE excluded.reported_at > m.reported_at
+  -- A row of the future was written by a server whose clock was ahead: it would outlive all reports.
+  WHERE (excluded.reported_at > m.reported_at OR m.reported_at > clock_timestamp())
     AND ((m.groupid, m.role, m.state, m.timeline, m.noloadbalance, m.system_identifier, m.reason)
            IS DISTINCT FROM
          (excluded.groupid, excluded.role, excluded.state, excluded.timeline, excluded.noloadbalance,
           excluded.system_identifier, excluded.reason)
          OR m.reported_at < statement_timestamp() - $2::float8 / 3 * interval '1 millisecond'
+         OR m.reported_at > clock_timestamp()
          OR EXISTS (
            SELECT
            FROM @mpp.mpp_members AS o

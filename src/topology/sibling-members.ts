@@ -15,8 +15,8 @@ export interface SiblingMembersOptions extends SourceContext {
 export class SiblingMembers implements TopologySource {
   readonly #options: SiblingMembersOptions;
   readonly #loop: Loop;
-  /** Rows of an earlier time have been read; null before the first look. */
-  #readUntil: string | null = null;
+  /** Rows of an earlier time have been read, in seconds since 1970; null before the first look. */
+  #readUntil: number | null = null;
   #failure: string | undefined;
 
   constructor(options: SiblingMembersOptions) {
@@ -40,7 +40,7 @@ export class SiblingMembers implements TopologySource {
   async #copy(): Promise<void> {
     const { database, sibling, db, ttlMs, onChange, logger } = this.#options;
     try {
-      const { rows } = await sibling.query<{ members: string | null; until: string }>({
+      const { rows } = await sibling.query<{ members: string | null; until: number }>({
         name: 'mpp-read-reports',
         text: READ,
         values: [ttlMs, this.#readUntil],
@@ -71,18 +71,23 @@ export class SiblingMembers implements TopologySource {
 
 /** Some seconds are read again: what was reported then may have been committed since. */
 const READ = `
-  SELECT json_agg(m)::text AS members, (statement_timestamp() - interval '10 s')::text AS until
+  SELECT json_agg(m)::text AS members,
+         extract(epoch FROM statement_timestamp() - interval '10 s')::float8 AS until
   FROM @mpp.mpp_members AS m
   WHERE m.source = 'table'
-    AND m.reported_at > greatest($2::timestamptz, statement_timestamp() - $1::float8 * interval '1 millisecond')`;
+    AND m.reported_at > greatest(
+      to_timestamp($2::float8), statement_timestamp() - $1::float8 * interval '1 millisecond')`;
 
-/** The newest report of a node counts, whichever database it was made in; writes nothing else. */
+/**
+ * The newest report of a node counts, whichever database it was made in; writes nothing else. A row of the
+ * future is none: it was written by a server whose clock was ahead.
+ */
 const COPY = `
   INSERT INTO @mpp.mpp_members AS m (nodename, nodeport, source, groupid, role, state, timeline, since, reported_at)
   SELECT r.nodename, r.nodeport, 'table', r.groupid, r.role, r.state, r.timeline, r.reported_at, r.reported_at
   FROM json_populate_recordset(NULL::@mpp.mpp_members, $1::json) AS r
   LEFT JOIN @mpp.mpp_members AS o ON o.nodename = r.nodename AND o.nodeport = r.nodeport AND o.source = 'table'
-  WHERE o.reported_at IS NULL OR o.reported_at < r.reported_at
+  WHERE o.reported_at IS NULL OR o.reported_at < r.reported_at OR o.reported_at > clock_timestamp()
   ORDER BY r.nodename, r.nodeport
   ON CONFLICT (nodename, nodeport, source) DO UPDATE
   SET groupid = excluded.groupid,
@@ -90,4 +95,4 @@ const COPY = `
       state = excluded.state,
       timeline = excluded.timeline,
       reported_at = excluded.reported_at
-  WHERE m.reported_at < excluded.reported_at`;
+  WHERE m.reported_at < excluded.reported_at OR m.reported_at > clock_timestamp()`;

@@ -49,6 +49,10 @@ export interface TopologyOptions {
 }
 
 const PRUNE_EVERY_MS = 3_600_000;
+/** A task that is reported at the same time comes first. */
+const WAKE_AFTER_MS = 100;
+/** A report of a hook must still count when it is compared, though the heartbeat before was just over. */
+const LEAST_HEARTBEATS = 2;
 
 /**
  * Keeps the catalog as the cluster is, when nobody reports: fills mpp_members from its sources, and
@@ -63,6 +67,7 @@ export class Topology {
   #problems = new Map<number, string>();
   #failure: string | undefined;
   #prunedAt: number | undefined;
+  #wakeUp: NodeJS.Timeout | undefined;
 
   /** @throws ConfigError when a source lacks what it needs. */
   constructor(options: TopologyOptions) {
@@ -94,7 +99,16 @@ export class Topology {
     this.#heartbeat.start();
   }
 
+  /** Something may have been reported: compares soon, once for all that comes until then. */
+  wake(): void {
+    this.#wakeUp ??= setTimeout(() => {
+      this.#wakeUp = undefined;
+      this.#heartbeat.wake();
+    }, WAKE_AFTER_MS);
+  }
+
   async stop(): Promise<void> {
+    clearTimeout(this.#wakeUp);
     await Promise.all([this.#heartbeat.stop(), ...this.#sources.map((source) => source.stop())]);
   }
 
@@ -150,14 +164,23 @@ export class Topology {
 
 /** @throws ConfigError when a source lacks what it needs. */
 export function checkTopology(settings: TopologySettings): void {
-  const { topology, patroni, patroniCa, patroniIntervalMs, probeIntervalMs, memberTtlMs } =
-    settings;
+  const { topology, patroni, patroniCa, patroniIntervalMs, probeIntervalMs } = settings;
+  const { memberTtlMs, heartbeatMs } = settings;
+  const least = LEAST_HEARTBEATS * heartbeatMs;
+  if (memberTtlMs < least) {
+    throw new ConfigError(
+      `MPP_MEMBER_TTL is ${formatDuration(memberTtlMs)}, and MPP_HEARTBEAT ${formatDuration(heartbeatMs)}: a ` +
+        `report could be stale before it is looked at; give MPP_MEMBER_TTL ${formatDuration(least)} or more, ` +
+        'or a shorter MPP_HEARTBEAT',
+    );
+  }
   const intervals = { probe: probeIntervalMs, patroni: patroniIntervalMs, table: 0 };
   for (const source of topology) {
     if (memberTtlMs > intervals[source]) continue;
     throw new ConfigError(
       `MPP_MEMBER_TTL is ${formatDuration(memberTtlMs)}, and ${source} reports every ` +
-        `${formatDuration(intervals[source])}: every report would be stale; give a longer MPP_MEMBER_TTL`,
+        `${formatDuration(intervals[source])}: every report would be stale; give a longer MPP_MEMBER_TTL, ` +
+        `or a shorter MPP_${source.toUpperCase()}_INTERVAL`,
     );
   }
   if (!topology.includes('patroni')) return;

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, inject, it } from 'vitest';
+import { applyGucs } from '../../src/mpp/citus/gucs-apply.js';
 import { runCli } from '../support/cli.js';
 import { TestBed, type Server } from '../support/servers/index.js';
 
@@ -60,7 +61,7 @@ describe('gucs', () => {
     const applied = await cli('gucs --apply');
     expect(applied).toMatchObject({ exitCode: 0, stderr: '' });
     expect(applied.stdout).toMatch(
-      /Restart PostgreSQL for: shared_preload_libraries, max_prepared_transactions, wal_level/,
+      /Restart PostgreSQL for: shared_preload_libraries, max_prepared_transactions, max_worker_processes, wal_level/,
     );
     const again = await cli('gucs --apply');
     expect(again.stdout).toContain('Nothing to do');
@@ -73,7 +74,8 @@ describe('gucs', () => {
     );
     expect(await show('wal_level')).toBe('logical');
     expect(await show('max_prepared_transactions')).toBe('400');
-    expect(await show('citus.local_hostname')).toBe('localhost');
+    // As the server of the test was set up: what is there stays.
+    expect(await show('citus.local_hostname')).toBe('127.0.0.1');
     expect((await cli('gucs')).stdout).toBe(
       'Nothing to do: every parameter is as Citus needs it.\n',
     );
@@ -84,15 +86,71 @@ describe('gucs', () => {
     const result = await cli('gucs', {
       DATABASE_URL: `postgresql://blind@${server.address}/postgres`,
     });
-    expect(result).toMatchObject({ exitCode: 1, stdout: '' });
+    expect(result).toMatchObject({ exitCode: 2, stdout: '' });
     expect(result.stderr).toContain('pg_read_all_settings');
   });
+});
+
+describe('gucs --apply', () => {
+  it('puts back what it has written when a later parameter is refused', async () => {
+    await server.withSession(async (session) => {
+      await session.query("ALTER SYSTEM SET wal_level = 'minimal'");
+      const changes = [
+        { name: 'wal_level', current: 'minimal', wanted: ['logical'] },
+        { name: 'max_prepared_transactions', current: '0', wanted: ['5'] },
+        { name: 'max_worker_processes', current: '8', wanted: ['many'] },
+      ];
+      await expect(applyGucs(session, changes)).rejects.toMatchObject({
+        code: 'GUCS_REFUSED',
+        message: expect.stringContaining('nothing was changed') as string,
+      });
+      const { rows } = await session.query(
+        `SELECT name, setting FROM pg_file_settings
+         WHERE sourcefile LIKE '%auto.conf' AND name IN ('wal_level', 'max_prepared_transactions')`,
+      );
+      expect(rows).toEqual([{ name: 'wal_level', setting: 'minimal' }]);
+    });
+  });
+
+  it('sets nothing for a role that may set only some', async () => {
+    await server.withSession(async (session) => {
+      await session.query('CREATE ROLE partly LOGIN IN ROLE pg_read_all_settings');
+      await session.query('GRANT ALTER SYSTEM ON PARAMETER max_worker_processes TO partly');
+    });
+    const before = await show('max_worker_processes');
+    const result = await cli('gucs --apply', {
+      DATABASE_URL: `postgresql://partly@${server.address}/postgres`,
+    });
+    expect(result.exitCode).toBe(2);
+    expect(result.stderr).toContain('nothing was changed');
+    expect(result.stderr).toMatch(/GRANT (ALTER SYSTEM ON PARAMETER|EXECUTE ON FUNCTION)/);
+    await server.restart();
+    expect(await show('max_worker_processes')).toBe(before);
+  });
+
+  it.runIf(hasCitus)(
+    'leaves the name that an operator has set, unless another is given',
+    async () => {
+      await server.withSession((session) =>
+        session.query("ALTER SYSTEM SET citus.local_hostname = '127.0.0.1'"),
+      );
+      await server.restart();
+      expect(await cli('gucs --apply')).toMatchObject({ exitCode: 0, stderr: '' });
+      await server.restart();
+      expect(await show('citus.local_hostname')).toBe('127.0.0.1');
+      expect(await show('citus.metadata_sync_retry_interval')).toBe('200ms');
+      expect((await cli('gucs')).stdout).toContain('Nothing to do');
+      await cli('gucs --apply --local-hostname localhost');
+      await server.restart();
+      expect(await show('citus.local_hostname')).toBe('localhost');
+    },
+  );
 });
 
 describe.skipIf(hasCitus)('bootstrap without Citus', () => {
   it('makes the database, then says what is missing', async () => {
     const result = await cli('bootstrap');
-    expect(result).toMatchObject({ exitCode: 1, stdout: 'database       done           app\n' });
+    expect(result).toMatchObject({ exitCode: 2, stdout: 'database       done           app\n' });
     expect(result.stderr).toMatch(/^mpp-controller: extension: Citus is not installed .+\n$/);
     expect((await cli('bootstrap')).stdout).toBe('database       already there  app\n');
   });
@@ -131,7 +189,7 @@ describe.runIf(hasCitus)('bootstrap with Citus', () => {
 
   it('refuses credentials that Citus does not take, without showing them', async () => {
     const result = await cli('bootstrap', { MPP_AUTHINFO: 'user=x password=top-secret' });
-    expect(result.exitCode).toBe(1);
+    expect(result.exitCode).toBe(2);
     expect(result.stderr).toContain('MPP_AUTHINFO');
     expect(result.stdout + result.stderr).not.toContain('top-secret');
   });

@@ -52,6 +52,9 @@ export class ControllerProcess {
         MPP_LOG_LEVEL: 'debug',
         MPP_POLL: '200ms',
         MPP_HEARTBEAT: '500ms',
+        // What a test is about is not changed by the probe, nor by readers that wait.
+        MPP_PAUSE: 'writes',
+        MPP_TOPOLOGY: 'table',
         ...env,
       },
       stdio: ['ignore', 'pipe', 'pipe'],

@@ -7,20 +7,26 @@ import {
   preloadsCitus,
   type CurrentGucs,
 } from '../../src/mpp/citus/gucs.js';
-import type { GucState } from '../../src/mpp/setup.js';
+import type { GucState, WantedGucs } from '../../src/mpp/setup.js';
 
 const RIGHT: CurrentGucs['values'] = {
   shared_preload_libraries: 'citus',
   max_prepared_transactions: '200',
+  max_worker_processes: '16',
   wal_level: 'logical',
   'citus.local_hostname': 'localhost',
   'citus.metadata_sync_retry_interval': '1s',
 };
 
-function plan(values: Partial<CurrentGucs['values']>, maxConnections = 100) {
+function plan(
+  values: Partial<CurrentGucs['values']>,
+  maxConnections = 100,
+  wanted: Partial<WantedGucs> = {},
+  chosen: readonly string[] = [],
+) {
   return planGucs(
-    { values: { ...RIGHT, ...values }, maxConnections },
-    { localHostname: 'localhost' },
+    { values: { ...RIGHT, ...values }, maxConnections, chosen: new Set(chosen) },
+    { localHostname: 'localhost', isHostnameNamed: false, databases: 1, ...wanted },
   );
 }
 
@@ -33,6 +39,7 @@ describe('planGucs', () => {
     const fresh = {
       shared_preload_libraries: '',
       max_prepared_transactions: '0',
+      max_worker_processes: '8',
       wal_level: 'replica',
       'citus.local_hostname': null,
       'citus.metadata_sync_retry_interval': null,
@@ -40,6 +47,7 @@ describe('planGucs', () => {
     expect(plan(fresh, 150)).toEqual([
       { name: 'shared_preload_libraries', current: '', wanted: ['citus'] },
       { name: 'max_prepared_transactions', current: '0', wanted: ['300'] },
+      { name: 'max_worker_processes', current: '8', wanted: ['11'] },
       { name: 'wal_level', current: 'replica', wanted: ['logical'] },
       { name: 'citus.local_hostname', current: null, wanted: ['localhost'] },
       { name: 'citus.metadata_sync_retry_interval', current: null, wanted: ['200ms'] },
@@ -76,6 +84,29 @@ describe('planGucs', () => {
     const name = 'citus.metadata_sync_retry_interval';
     expect(plan({ [name]: '5s' })).toEqual([{ name, current: '5s', wanted: ['200ms'] }]);
     expect(plan({ [name]: '10s' })).toEqual([]);
+  });
+
+  it('leaves an interval that stands in a file, though it is the default', () => {
+    const name = 'citus.metadata_sync_retry_interval';
+    expect(plan({ [name]: '5s' }, 100, {}, [name])).toEqual([]);
+  });
+
+  it('replaces the name of a node only by one that was given', () => {
+    const name = 'citus.local_hostname';
+    const current = '127.0.0.1';
+    expect(plan({ [name]: current })).toEqual([]);
+    expect(plan({ [name]: current }, 100, { isHostnameNamed: true })).toEqual([
+      { name, current, wanted: ['localhost'] },
+    ]);
+    expect(plan({ [name]: null })).toEqual([{ name, current: null, wanted: ['localhost'] }]);
+  });
+
+  it('has room for the background workers of each database with Citus', () => {
+    const name = 'max_worker_processes';
+    expect(plan({ [name]: '16' }, 100, { databases: 7 })).toEqual([
+      { name, current: '16', wanted: ['29'] },
+    ]);
+    expect(plan({ [name]: '29' }, 100, { databases: 7 })).toEqual([]);
   });
 
   it('plans nothing more once its plan is carried out', () => {

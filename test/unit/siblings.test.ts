@@ -9,8 +9,8 @@ const SIGHT: SiblingSight = {
   led: true,
 };
 
-function judgeSight(sight: Partial<SiblingSight>, waitedMs = 0): string | null | undefined {
-  return judge({ told: true, failure: undefined, sight: { ...SIGHT, ...sight }, waitedMs });
+function judgeSight(sight: Partial<SiblingSight>, unledMs = 0): string | null | undefined {
+  return judge({ told: true, failure: undefined, sight: { ...SIGHT, ...sight }, unledMs });
 }
 
 describe('whether a report waits for a sibling', () => {
@@ -43,7 +43,7 @@ describe('whether a report waits for a sibling', () => {
   });
 
   it('until it has been told, unless it cannot be', () => {
-    const known = { told: false, sight: undefined, waitedMs: 0 };
+    const known = { told: false, sight: undefined, unledMs: 0 };
     expect(judge({ ...known, failure: undefined })).toBeUndefined();
     expect(judge({ ...known, failure: 'refused' })).toBe('refused');
   });

@@ -7,6 +7,7 @@ import { applyMigrations } from '../../postgres/migrate.js';
 import { errorText, openSession } from '../../postgres/session.js';
 import { isSessionLost, sqlState } from '../../postgres/sqlstate.js';
 import type { BootstrapOptions, StepReport } from '../setup.js';
+import { refuseWorker } from './coordinator.js';
 import { grantRights } from './grants.js';
 import { preloadsCitus } from './gucs.js';
 
@@ -36,6 +37,7 @@ export async function bootstrap(
     openDatabase(options.connection),
   );
   try {
+    if (!options.worker) await attempt(WORKER_ADVICE, 'server', () => refuseWorker(guard));
     report({ step: 'database', outcome: madeIf(made), detail: guard.database ?? '' });
     await attempt('run bootstrap again', 'turn', () => takeTurn(guard, options.migrateTimeoutMs));
     for (const { name, advice, run } of steps(options)) {
@@ -114,6 +116,7 @@ async function attempt<T>(advice: string, step: string, run: () => Promise<T>): 
   }
 }
 
+const WORKER_ADVICE = 'connect as a superuser';
 const DATABASE_ADVICE = 'create it yourself, or connect as a role that may';
 
 /** Those who set up the same database take turns: GRANT in two sessions at once is an error. */

@@ -1,9 +1,19 @@
 import type { ClientBase } from 'pg';
 import { DatabaseStateError } from '../../errors.js';
+import type { Connection } from '../../postgres/session.js';
 import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
 import { bootstrap } from './bootstrap.js';
 import { validateConfig } from './config.js';
-import { applyGucs, currentGucs, planGucs, readGucs } from './gucs.js';
+import {
+  COORDINATOR_ADDRESS,
+  noCitus,
+  notCoordinator,
+  refuseWorker,
+  requireCatalog,
+} from './coordinator.js';
+import { applyGucs } from './gucs-apply.js';
+import { countDatabases, currentGucs, planGucs, readGucs } from './gucs.js';
+import { withMaintenance } from './maintenance.js';
 import { prepareAsking } from './node-check.js';
 import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
 import { missingRights } from './rights.js';
@@ -23,8 +33,14 @@ interface Features {
   readonly maySignal: boolean;
 }
 
+export interface CitusOptions {
+  readonly strategy: StrategyName | 'auto';
+  /** How the coordinator is reached, for a part that needs a session of its own. */
+  readonly connection?: Connection | undefined;
+}
+
 /** Citus, as an MPP database. */
-export function createCitus(options: { strategy: StrategyName | 'auto' }): AbstractMPP {
+export function createCitus(options: CitusOptions): AbstractMPP {
   return {
     name: 'citus',
     nodesQuery: NODES_QUERY,
@@ -32,25 +48,38 @@ export function createCitus(options: { strategy: StrategyName | 'auto' }): Abstr
     bootstrap,
     async planGucs(session, wanted) {
       const states = await readGucs(session);
-      return { states, changes: planGucs(currentGucs(states), wanted) };
+      const databases = await countDatabases(session, wanted.databases);
+      return { states, changes: planGucs(currentGucs(states), { ...wanted, databases }) };
     },
     applyGucs,
+    refuseWorker,
+    requireCatalog,
     ignoreReplicationSlot,
     async inspect(session) {
       const features = await readFeatures(session);
-      return createHandler(chooseStrategies(options.strategy, features), features);
+      return createHandler(options, chooseStrategies(options.strategy, features), features);
     },
     prepareAsking,
     createTraffic: (traffic) => new CitusTraffic(traffic),
   };
 }
 
+interface Rights extends Pick<Features, 'shardLocks' | 'maySignal'> {
+  /** Group of this server, null where there is none. */
+  readonly localGroup: number | null;
+  /** Where the coordinator is, as this server knows it. */
+  readonly coordinator: string | null;
+}
+
+/** @throws DatabaseStateError `NO_CITUS`, `NOT_COORDINATOR` */
 async function readFeatures(session: ClientBase): Promise<Features> {
   const { rows } = await session.query<Features>(READ_FEATURES);
   if (rows[0] === undefined) throw new Error('a query for what the server has returned no row');
   if (!rows[0].installed) throw noCitus();
-  const rights = await session.query<Pick<Features, 'shardLocks' | 'maySignal'>>(READ_RIGHTS);
-  return { ...rows[0], shardLocks: false, maySignal: false, ...rights.rows[0] };
+  const rights = await session.query<Rights>(READ_RIGHTS);
+  const { localGroup = 0, coordinator = null, ...may } = rights.rows[0] ?? {};
+  if (localGroup !== null && localGroup !== 0) throw notCoordinator(localGroup, coordinator);
+  return { ...rows[0], shardLocks: false, maySignal: false, ...may };
 }
 
 /** By function, not by version: what counts is what this role may call here. */
@@ -73,16 +102,11 @@ const READ_RIGHTS = `
              SELECT
              FROM pg_catalog.pg_dist_partition AS p
              JOIN pg_class AS c ON c.oid = p.logicalrelid
-             WHERE NOT pg_has_role(c.relowner, 'USAGE')) AS "shardLocks"
+             WHERE NOT pg_has_role(c.relowner, 'USAGE')) AS "shardLocks",
+         (SELECT l.groupid FROM pg_catalog.pg_dist_local_group AS l) AS "localGroup",
+         ${COORDINATOR_ADDRESS} AS coordinator
   FROM pg_roles AS r
   WHERE r.rolname = current_user`;
-
-function noCitus(): DatabaseStateError {
-  return new DatabaseStateError(
-    'NO_CITUS',
-    'this database has no pg_dist_node: run mpp-controller bootstrap, or name the Citus database',
-  );
-}
 
 /** The names of those that can be used, the best first. */
 function chooseStrategies(wanted: StrategyName | 'auto', features: Features): StrategyName[] {
@@ -118,7 +142,11 @@ function chooseStrategies(wanted: StrategyName | 'auto', features: Features): St
   return names.slice(from).filter((name) => has[name]);
 }
 
-function createHandler(names: readonly StrategyName[], features: Features): AbstractMPPHandler {
+function createHandler(
+  { connection }: CitusOptions,
+  names: readonly StrategyName[],
+  features: Features,
+): AbstractMPPHandler {
   const [strategy = 'demoted-row'] = names;
   return {
     strategy,
@@ -128,7 +156,7 @@ function createHandler(names: readonly StrategyName[], features: Features): Abst
       if (strategy === 'shard-locks') return true;
       return strategy === 'pause-node' && !(await sharesShards(session));
     },
-    readNodes,
+    readNodes: (db, task) => withMaintenance(connection, () => readNodes(db, task)),
     plan: planTransition,
     apply: applyStep,
     missingRights,

@@ -6,6 +6,7 @@ import type { GucChange, GucState, GucStates, WantedGucs } from '../setup.js';
 export const GUC_NAMES = [
   'shared_preload_libraries',
   'max_prepared_transactions',
+  'max_worker_processes',
   'wal_level',
   'citus.local_hostname',
   'citus.metadata_sync_retry_interval',
@@ -16,6 +17,15 @@ export const GUC_NAMES = [
  * when another commit is at the table: two groups that move at once would have them wait for 5 s, the default.
  */
 const SYNC_AGAIN = '200ms';
+const RETRY_INTERVAL = 'citus.metadata_sync_retry_interval';
+
+/**
+ * Background workers: those that parallel queries may take, which is PostgreSQL's own default, and for
+ * each database with Citus its maintenance daemon, its queue of tasks, and the one that citus_update_node
+ * starts. Without room for the daemon, Citus 13.2 takes the server down in citus_update_node.
+ */
+const WORKERS = 8;
+const WORKERS_A_DATABASE = 3;
 
 type GucName = (typeof GUC_NAMES)[number];
 
@@ -23,30 +33,41 @@ type GucName = (typeof GUC_NAMES)[number];
 export interface CurrentGucs {
   readonly values: Readonly<Record<GucName, string | null>>;
   readonly maxConnections: number;
+  /** Names of parameters that stand in a file of the configuration: a person has chosen their value. */
+  readonly chosen: ReadonlySet<string>;
 }
 
 /**
  * Decides what to change so that a server is fit for Citus. Citus comes first among the preloaded
  * libraries, because it must hook in before the others; the others stay, in their order.
  */
-export function planGucs({ values, maxConnections }: CurrentGucs, wanted: WantedGucs): GucChange[] {
+export function planGucs(
+  { values, maxConnections, chosen }: CurrentGucs,
+  wanted: WantedGucs,
+): GucChange[] {
   const libraries = parseLibraries(values.shared_preload_libraries ?? '');
   const citus = libraries.filter(isCitus);
   const prepared = Number(values.max_prepared_transactions ?? 0);
+  const workers = WORKERS + WORKERS_A_DATABASE * Math.max(wanted.databases, 1);
   const plan: Record<GucName, readonly string[] | undefined> = {
     shared_preload_libraries:
       citus.length === 1 && citus[0] === libraries[0]
         ? undefined
         : [citus[0] ?? 'citus', ...libraries.filter((library) => !isCitus(library))],
     max_prepared_transactions: prepared === 0 ? [String(2 * maxConnections)] : undefined,
+    max_worker_processes:
+      Number(values.max_worker_processes ?? 0) < workers ? [String(workers)] : undefined,
     wal_level: values.wal_level?.toLowerCase() === 'logical' ? undefined : ['logical'],
+    // What is there stays, unless another value was asked for by name.
     'citus.local_hostname':
-      values['citus.local_hostname'] === wanted.localHostname ? undefined : [wanted.localHostname],
-    'citus.metadata_sync_retry_interval': ['5s', null].includes(
-      values['citus.metadata_sync_retry_interval'],
-    )
-      ? [SYNC_AGAIN]
-      : undefined,
+      values['citus.local_hostname'] === wanted.localHostname ||
+      (values['citus.local_hostname'] !== null && !wanted.isHostnameNamed)
+        ? undefined
+        : [wanted.localHostname],
+    'citus.metadata_sync_retry_interval':
+      ['5s', null].includes(values[RETRY_INTERVAL]) && !chosen.has(RETRY_INTERVAL)
+        ? [SYNC_AGAIN]
+        : undefined,
   };
   return GUC_NAMES.flatMap((name) => {
     const value = plan[name];
@@ -111,29 +132,16 @@ export function currentGucs(states: GucStates): CurrentGucs {
     values: {
       shared_preload_libraries: value('shared_preload_libraries'),
       max_prepared_transactions: value('max_prepared_transactions'),
+      max_worker_processes: value('max_worker_processes'),
       wal_level: value('wal_level'),
       'citus.local_hostname': value('citus.local_hostname'),
       'citus.metadata_sync_retry_interval': value('citus.metadata_sync_retry_interval'),
     },
     maxConnections: Number(value('max_connections') ?? 0),
+    chosen: new Set(
+      [...states.values()].flatMap(({ name, configured }) => (configured === null ? [] : [name])),
+    ),
   };
-}
-
-/**
- * Writes the changes with ALTER SYSTEM and reloads the configuration. Each is a statement of its own,
- * as ALTER SYSTEM runs in no transaction: what was written before an error stays.
- */
-export async function applyGucs(
-  client: pg.ClientBase,
-  changes: readonly GucChange[],
-): Promise<void> {
-  for (const { name, wanted } of changes) {
-    // Up to PostgreSQL 16, ALTER SYSTEM refuses a parameter that this session has not heard of.
-    if (name.startsWith('citus.')) await client.query(INTRODUCE, [name, wanted[0]]);
-    const { rows } = await client.query<{ statement: string }>(ALTER_SYSTEM, [name, wanted]);
-    for (const { statement } of rows) await client.query(statement);
-  }
-  await client.query('SELECT pg_reload_conf()');
 }
 
 /** Citus keeps some of its parameters out of pg_settings. */
@@ -162,10 +170,21 @@ const GUCS_WITH_FILES = `
   ) AS f ON true
   ORDER BY array_position($1::text[], g.name)`;
 
-const INTRODUCE = 'SELECT set_config($1, $2, false)';
+/** How many databases of this server have Citus, as far as that can be seen from one of them. */
+export async function countDatabases(
+  client: pg.ClientBase,
+  named: readonly string[],
+): Promise<number> {
+  const { rows } = await client.query<{ count: number }>(COUNT_DATABASES, [named]);
+  return rows[0]?.count ?? 1;
+}
 
-/** ALTER SYSTEM takes no parameters: the server quotes the values, as literals, one an entry of a list. */
-const ALTER_SYSTEM = `
-  SELECT format('ALTER SYSTEM SET %I = %s', $1::text, string_agg(quote_literal(v.value), ', ' ORDER BY v.n))
-         AS statement
-  FROM unnest($2::text[]) WITH ORDINALITY AS v (value, n)`;
+/** Those that are named, this one, and those whose maintenance daemon runs. */
+const COUNT_DATABASES = `
+  SELECT count(DISTINCT d.name)::integer AS count
+  FROM (
+    SELECT unnest($1::text[]) AS name
+    UNION ALL SELECT current_database()
+    UNION ALL SELECT a.datname FROM pg_stat_activity AS a WHERE a.application_name = 'Citus Maintenance Daemon'
+  ) AS d
+  WHERE d.name IS NOT NULL`;

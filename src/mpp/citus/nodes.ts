@@ -2,11 +2,14 @@ import type { ClientBase } from 'pg';
 import type { Queryable } from '../../postgres/queryable.js';
 import type { Address, Task } from '../../tasks/task.js';
 import type { Node, Step } from '../abstract.js';
+import { MAINTENANCE_READY, requireMaintenance } from './maintenance.js';
 import { callAsSuperuser } from './wrappers.js';
 
 /**
  * The rows of the task's group, and any row at an address that the task names or that a row of the
  * group would be parked at.
+ *
+ * @throws DatabaseStateError `NO_MAINTENANCE_DAEMON`: what follows may change a row.
  */
 export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
   const named = [task.address, ...(task.secondaries ?? [])];
@@ -18,11 +21,13 @@ export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
     noderole: Node['role'];
     ours: boolean;
     cloneof: number | null;
+    ready: boolean;
   }>({
     name: 'mpp-read-nodes',
     text: READ_NODES,
     values: [task.groupid, named.map(({ host }) => host), named.map(({ port }) => port)],
   });
+  requireMaintenance(rows.every(({ ready }) => ready));
   return rows.map((row) => ({
     nodeid: row.nodeid,
     groupid: row.groupid,
@@ -41,7 +46,7 @@ const NODE_COLUMNS = `
            THEN (to_jsonb(n)->>'nodeprimarynodeid')::integer END AS cloneof`;
 
 const READ_NODES = `
-  SELECT ${NODE_COLUMNS}
+  SELECT ${NODE_COLUMNS}, ${MAINTENANCE_READY} AS ready
   FROM pg_catalog.pg_dist_node AS n
   WHERE n.groupid = $1
      OR (n.nodename, n.nodeport) IN (SELECT * FROM unnest($2::text[], $3::integer[]))

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { request as httpRequest, type RequestOptions } from 'node:http';
 import { request as httpsRequest } from 'node:https';
 import { ConfigError, UnreachableError } from '../../errors.js';
+import { linkSignals } from '../../linked-signal.js';
 import { errorText } from '../../postgres/session.js';
 
 /** How Patroni's REST API is reached. */
@@ -30,15 +31,13 @@ export async function getJson(
 ): Promise<unknown> {
   const target = new URL(url);
   target.pathname = `${target.pathname.replace(/\/$/, '')}${path}`;
+  const over = linkSignals([signal], timeoutMs);
   try {
-    const text = await get(
-      target,
-      access,
-      AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]),
-    );
-    return JSON.parse(text) as unknown;
+    return JSON.parse(await get(target, access, over.signal)) as unknown;
   } catch (error) {
     throw new UnreachableError(`no answer from ${target.href}: ${errorText(error)}`, error);
+  } finally {
+    over.release();
   }
 }
 

@@ -1,4 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
+import { linkSignals } from '../../../linked-signal.js';
 import { errorText } from '../../../postgres/session.js';
 import type { Lane } from './lane.js';
 
@@ -81,17 +82,19 @@ async function leaveOutLate(
   given: AbortSignal,
 ): Promise<void> {
   const done = new AbortController();
+  const over = linkSignals([done.signal, given]);
   try {
     const why = await Promise.race([
       work().then(() => null),
       late.then(() => 'its locks could not be had in time'),
-      silence(lane, AbortSignal.any([done.signal, given])),
+      silence(lane, over.signal),
     ]);
     if (why !== null) await lane.leaveOut(why);
   } catch (error) {
     await lane.leaveOut(errorText(error));
   } finally {
     done.abort();
+    over.release();
   }
 }
 

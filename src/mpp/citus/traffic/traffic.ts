@@ -2,6 +2,7 @@ import type { LockSession } from '../../../drain/lock-session.js';
 import { Watch } from '../../../drain/watch.js';
 import { DatabaseStateError, SessionLostError } from '../../../errors.js';
 import type { Queryable } from '../../../postgres/queryable.js';
+import { linkSignals } from '../../../linked-signal.js';
 import { errorText } from '../../../postgres/session.js';
 import type { Outcome } from '../../../postgres/transaction.js';
 import type {
@@ -181,11 +182,15 @@ export class CitusTraffic implements TrafficControl {
       const lane: Lane = new Lane(place, this.#watch, { ...order, onLost });
       return { nodeid: row.nodeid, lane };
     });
-    const signal = AbortSignal.any([request.signal, lost.signal]);
-    const opening = { planned, cooldownMs, remainingMs, signal };
-    const lanes = { main, side: await openLanes(main, side, opening) };
-    open = true;
-    return lanes;
+    const link = linkSignals([request.signal, lost.signal]);
+    const opening = { planned, cooldownMs, remainingMs, signal: link.signal };
+    try {
+      const lanes = { main, side: await openLanes(main, side, opening) };
+      open = true;
+      return lanes;
+    } finally {
+      link.release();
+    }
   }
 
   /** The node may be gone: nobody waits for it any more, neither its traffic nor the hold. */
