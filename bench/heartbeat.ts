@@ -2,7 +2,6 @@ import { readFile } from 'node:fs/promises';
 import pg from 'pg';
 import { formatTable } from '../src/commands/table.js';
 import { NODES_QUERY } from '../src/mpp/citus/nodes.js';
-import { REPORT_LOCK } from '../src/postgres/locks.js';
 import { applyMigrations } from '../src/postgres/migrate.js';
 import { createPool } from '../src/postgres/pool.js';
 import { errorText } from '../src/postgres/session.js';
@@ -190,8 +189,7 @@ async function measureServer(
 function literal(statement: string): string {
   return statement
     .replaceAll('$1', pg.escapeLiteral(String(TTL_MS)))
-    .replaceAll('$2', pg.escapeLiteral(String(REPORT_LOCK)))
-    .replaceAll('$3', pg.escapeLiteral(`{${SOURCES.join(',')}}`));
+    .replaceAll('$2', pg.escapeLiteral(`{${SOURCES.join(',')}}`));
 }
 
 function scansOf(node: PlanNode): { type: string; of: string; rows: number }[] {

@@ -433,8 +433,18 @@ BEGIN
             after := NULL;
         END IF;
     END IF;
+    -- A task that fails again and again, each time for the same reason, is in the log with the first of these
+    -- attempts and with its end.
+    IF TG_OP = 'UPDATE' AND (
+        (NEW.status = 'claimed' AND NEW.attempt > 2)
+        OR (NEW.status = 'pending' AND NEW.attempt > 2 AND NEW.reason IS NOT DISTINCT FROM OLD.reason))
+    THEN
+        RETURN NULL;
+    END IF;
     INSERT INTO @mpp.mpp_task_log (task_id, groupid, event, status, reason, attempt, controller, node_before, node_after)
-    VALUES (NEW.id, NEW.groupid, NEW.event, NEW.status, NEW.reason, NEW.attempt,
+    VALUES (NEW.id, NEW.groupid, NEW.event, NEW.status,
+            -- Until it is known how this attempt ends, the row has the reason of the one before.
+            CASE WHEN NEW.status <> 'claimed' OR NEW.attempt = 1 THEN NEW.reason END, NEW.attempt,
             CASE WHEN TG_OP = 'UPDATE' THEN NEW.claimed_by END, before::jsonb, after::jsonb);
     IF NEW.status NOT IN ('pending', 'claimed') THEN
         PERFORM pg_notify('mpp_task_status', json_build_object(

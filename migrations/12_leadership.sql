@@ -68,7 +68,8 @@ $$;
 COMMENT ON FUNCTION @mpp.mpp_has_leader_lock IS
     'Whether the session of a recorded leader is alive: it holds the lock on its key, and belongs to a member of mpp_controller.';
 
--- Controllers of versions without mpp_leadership have the lock (1297109066, 0) instead.
+-- Controllers of versions without mpp_leadership have the lock (1297109066, 0) instead, and for each group
+-- that they work on the lock (1297109064, groupid): a hold may outlive their leadership by a moment.
 CREATE FUNCTION @mpp.mpp_older_leader_pid() RETURNS integer
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -77,11 +78,11 @@ AS $$
     FROM pg_locks AS l
     WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.mode = 'ExclusiveLock'
       AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-      AND l.classid = 1297109066 AND l.objid = 0
+      AND ((l.classid = 1297109066 AND l.objid = 0) OR l.classid = 1297109064)
       AND @mpp.mpp_is_controller_session(l.pid)
 $$;
 COMMENT ON FUNCTION @mpp.mpp_older_leader_pid IS
-    'pid of the session that leads as versions before mpp_leadership did, or NULL.';
+    'pid of a session that leads, or works on a group, as versions before mpp_leadership did; or NULL.';
 
 CREATE FUNCTION @mpp.mpp_leader_pid() RETURNS integer
 LANGUAGE sql VOLATILE SECURITY DEFINER
@@ -107,10 +108,10 @@ AS $$
         WHERE l.granted AND l.pid <> pg_backend_pid()
           AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
     ), blocker AS (
-        SELECT l.pid, 'the leader lock of an older version of mpp-controller' AS holds, 'older' AS kind, l.classid
+        SELECT l.pid, 'a lock of an older version of mpp-controller' AS holds, 'older' AS kind, l.classid
         FROM lock AS l
         WHERE l.pid = @mpp.mpp_older_leader_pid() AND l.locktype = 'advisory'
-          AND l.classid = 1297109066 AND l.objid = 0 AND l.objsubid = 2
+          AND l.classid IN (1297109066, 1297109064) AND l.objsubid = 2
         UNION ALL
         SELECT l.pid,
                format('the leadership of mpp-controller in schema %s of this database',
@@ -139,6 +140,67 @@ AS $$
 $$;
 COMMENT ON FUNCTION @mpp.mpp_leadership_blockers IS
     'The sessions that may keep a controller from taking the leadership, and what each of them holds.';
+
+-- The order is that of the claim in src/tasks/claim.ts; a test holds the two together. Rows read: what is
+-- open, once.
+CREATE OR REPLACE VIEW @mpp.mpp_queue AS
+WITH running AS MATERIALIZED (
+    SELECT r.groupid,
+           max(r.id) FILTER (WHERE r.status = 'holding') AS newest_holding,
+           min(r.id) FILTER (WHERE r.status = 'claimed') AS claimed_task
+    FROM @mpp.mpp_tasks AS r
+    WHERE r.status IN ('claimed', 'holding')
+    GROUP BY r.groupid
+), judged AS (
+    SELECT t.id, t.groupid, t.event, t.nodename, t.nodeport, t.status, t.source, t.attempt, t.not_before,
+           t.created_at, t.deadline, t.claimed_at, t.reason, r.newest_holding, r.claimed_task,
+           t.event <> 'after_promote'
+               AND coalesce(t.deadline, t.expires_at) <= statement_timestamp() AS late,
+           r.newest_holding IS NOT NULL
+               AND (r.newest_holding > t.id OR (t.event = 'after_promote' AND t.source <> 'client')) AS frozen
+    FROM @mpp.mpp_tasks AS t
+    LEFT JOIN running AS r ON r.groupid = t.groupid
+    WHERE t.finished_at IS NULL
+), ready AS (
+    SELECT j.*,
+           j.status = 'pending'
+               AND NOT j.late
+               AND NOT j.frozen
+               AND (j.not_before IS NULL OR j.not_before <= statement_timestamp()) AS due
+    FROM judged AS j
+), ranked AS (
+    SELECT r.*,
+           min(r.id) FILTER (WHERE r.due) OVER (PARTITION BY r.groupid) AS first_due
+    FROM ready AS r
+)
+SELECT row_number() OVER (
+           ORDER BY status <> 'pending' DESC, due DESC, newest_holding IS NOT NULL DESC, groupid = 0 DESC, id
+       ) AS position,
+       id, groupid, event, nodename, nodeport, status, source, attempt, not_before,
+       statement_timestamp() - created_at AS age,
+       CASE
+           WHEN status = 'holding' THEN format('the traffic of group %s waits, until %s at most'::text, groupid, to_char(deadline, 'HH24:MI:SS'))
+           WHEN status = 'claimed' THEN format('running since %s'::text, to_char(claimed_at, 'HH24:MI:SS'))
+           WHEN late THEN 'too late: it will be ended'
+           WHEN frozen THEN format('waits for the hold of its group, task %s, to end'::text, newest_holding)
+           WHEN claimed_task IS NOT NULL THEN format('waits for task %s of its group'::text, claimed_task)
+           WHEN first_due < id THEN format('waits for task %s of its group'::text, first_due)
+           WHEN not_before > statement_timestamp() THEN format('attempt %s is due at %s'::text, attempt + 1, to_char(not_before, 'HH24:MI:SS'))
+           WHEN newest_holding IS NOT NULL THEN 'its group is held'
+           WHEN (SELECT count(*) FROM running AS h WHERE h.newest_holding IS NOT NULL) >= (
+               SELECT c.max_holds
+               FROM @mpp.mpp_controllers AS c
+               WHERE c.backend_pid = (SELECT @mpp.mpp_leader_pid())
+               ORDER BY c.heartbeat_at DESC
+               LIMIT 1
+           ) THEN 'waits for the hold of another group to end'
+           WHEN groupid = 0 THEN 'group 0 comes before the others'
+           ELSE 'by age'
+       END AS why,
+       reason
+FROM ranked;
+COMMENT ON VIEW @mpp.mpp_queue IS
+    'Pending and running tasks in the order in which they will be taken, why they stand where they do, and the reason of the last attempt or what they wait for.';
 
 REVOKE ALL ON FUNCTION
     @mpp.mpp_leader_lock_class, @mpp.mpp_is_controller_session, @mpp.mpp_has_leader_lock, @mpp.mpp_older_leader_pid,

@@ -321,6 +321,11 @@ AS $$
                AND l.transactionid = (SELECT t.xmax FROM @mpp.mpp_tasks AS t WHERE t.id = of_task)))
 $$;
 
+-- A hook has said that a node has changed: the controller compares at once.
+CREATE TRIGGER mpp_members_2_notify AFTER INSERT OR UPDATE ON @mpp.mpp_members
+    FOR EACH ROW WHEN (NEW.source = 'table' AND NEW.since = NEW.reported_at)
+    EXECUTE FUNCTION @mpp.mpp_tasks_notify();
+
 -- Locks: none but its own row. It waits only for a session that has locked the whole table.
 CREATE OR REPLACE FUNCTION @mpp.mpp_submit(
     event       text,

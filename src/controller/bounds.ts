@@ -1,4 +1,4 @@
-import { SessionLostError } from '../errors.js';
+import { PoolBusyError, SessionLostError } from '../errors.js';
 import { isHopeless, isVictim } from '../postgres/sqlstate.js';
 import type { Task } from '../tasks/task.js';
 import { SERVER_GRACE_MS, type Bounds } from '../postgres/transaction.js';
@@ -23,11 +23,12 @@ const LOCK_SLACK_MS = 5_000;
 /** Milliseconds until the next attempt, or undefined when there is to be none. */
 export function retryDelay(task: Task, error: unknown): number | undefined {
   if (isVictim(error) || error instanceof SessionLostError) return VICTIM_DELAY_MS;
+  if (error instanceof PoolBusyError) return groupBusyDelay(task.attempt);
   if (task.event !== 'after_promote' || isHopeless(error)) return undefined;
   return growingDelay(task.attempt);
 }
 
-/** When the group's lock is somebody else's: a controller that is going, or a sweep. */
+/** While another session has the group's lock, or all sessions for groups are in use. */
 export function groupBusyDelay(attempt: number): number {
   return Math.min(growingDelay(attempt), GROUP_BUSY_MOST_MS);
 }

@@ -15,6 +15,7 @@ import type { Hold } from './holds.js';
 import { describeGroup, primaryOf } from './nodes.js';
 import { persistRows } from './persist.js';
 import { addedSecondaries, describeMissing, withoutSecondaries } from './secondaries.js';
+import { within } from '../within.js';
 import { leaveUnconfirmed } from './unconfirmed.js';
 import {
   locksNodes,
@@ -28,6 +29,9 @@ import {
 } from './work.js';
 
 const LOCKED_DELAY_MS = 100;
+/** How long the answer of a node may keep pg_dist_node locked. */
+const LOCKED_CHECK_MS = 500;
+const NOT_ANSWERED = { kind: 'notYet', reason: 'the node has not answered yet' } as const;
 const ROWS_LOCKED = 'another session has locked a task of the change; it is tried again';
 
 type ChangeTransition = Extract<Transition, { kind: 'change' }>;
@@ -54,7 +58,8 @@ export async function commitChange(
     return tryAgain(place, work, ROWS_CHANGED, PUT_BACK_DELAY_MS);
   if (!(await record(place, work, transition))) return releasedMeanwhile(place, work);
   if (isFirst) {
-    const verdict = await work.check.primary(work.nodes);
+    // pg_dist_node is locked by now, for every group.
+    const verdict = await within(LOCKED_CHECK_MS, work.check.primary(work.nodes), NOT_ANSWERED);
     if (verdict.kind !== 'confirmed') return leaveUnconfirmed(place, work, verdict, 'steps');
   }
   await session.commit();
@@ -89,7 +94,7 @@ async function releasedMeanwhile(place: Workplace, work: Work): Promise<Outcome>
   return putBack(place, work, 'its hold was released meanwhile');
 }
 
-function movesPrimary({ steps, nodeid }: ChangeTransition): boolean {
+export function movesPrimary({ steps, nodeid }: ChangeTransition): boolean {
   return steps.some(
     (step) =>
       step.op === 'coordinator' ||

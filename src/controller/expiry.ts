@@ -1,5 +1,7 @@
 import type { Pool } from 'pg';
 import type { Logger } from '../observe/logger.js';
+import { OncePerChange } from '../observe/once-per-change.js';
+import { remedyOf } from '../observe/remedy.js';
 import { errorText } from '../postgres/session.js';
 import { pruneTasks } from '../tasks/finish.js';
 import { expire, SWEEP_ROWS } from '../tasks/sweep.js';
@@ -25,7 +27,7 @@ const PRUNE_BATCHES = 5;
 export class Expiry {
   readonly #options: ExpiryOptions;
   readonly #loop: Loop;
-  #failure: string | undefined;
+  readonly #trouble = new OncePerChange();
 
   constructor(options: ExpiryOptions) {
     this.#options = options;
@@ -62,13 +64,11 @@ export class Expiry {
         }
         more = expired.length === SWEEP_ROWS;
       }
-      this.#failure = undefined;
+      this.#trouble.clear();
     } catch (error) {
-      const text = errorText(error);
-      if (text !== this.#failure) {
-        logger.warn({ err: error }, `late tasks could not be ended: ${text}; it is tried again`);
-      }
-      this.#failure = text;
+      const remedy = remedyOf(error) ?? 'it is tried again';
+      const text = `late tasks could not be ended: ${errorText(error)}; ${remedy}`;
+      this.#trouble.say(text, () => logger.warn({ err: error }, text));
     }
   }
 }

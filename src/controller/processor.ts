@@ -5,12 +5,13 @@ import { attemptOf, endTasks } from '../tasks/finish.js';
 import { pauseOf } from '../tasks/pause.js';
 import type { Task } from '../tasks/task.js';
 import { boundsOf, groupBusyDelay, growingDelay, watchdogMs } from './bounds.js';
-import { commitChange } from './commit-change.js';
+import { commitChange, movesPrimary } from './commit-change.js';
 import { failureText, recordFailure } from './failure.js';
 import { beginGroupSession, type GroupSession } from './group-session.js';
 import { holdTraffic } from './hold-traffic.js';
 import type { Hold } from './holds.js';
 import { persistRows } from './persist.js';
+import { leaveUnconfirmed } from './unconfirmed.js';
 import { locksNodes, requeue, type Outcome, type Work, type Workplace } from './work.js';
 
 type Answer = Extract<Transition, { kind: 'discard' | 'fail' | 'nothing' }>;
@@ -36,6 +37,10 @@ export class Processor {
     const ahead = hold ? undefined : this.#anticipate(task);
     const watchdog = setTimeout(() => session?.destroy(), watchdogMs(task));
     try {
+      if (!hold) {
+        const early = await this.#leaveEarly({ task, check, log });
+        if (early !== undefined) return early;
+      }
       if (hold) await hold.session.bound(boundsOf(task, holds.remaining(hold)));
       else session = await beginGroupSession(sessions, task.groupid, boundsOf(task));
       if (session === undefined) {
@@ -53,6 +58,27 @@ export class Processor {
       ahead?.end();
       this.#running.delete(task);
     }
+  }
+
+  /**
+   * Without a hold, what a node says of itself is known before the task takes a session: a node that never
+   * answers must not keep the sessions of other groups.
+   *
+   * @returns how the task ends for now; undefined where it may go on.
+   */
+  async #leaveEarly({
+    task,
+    check,
+    log,
+  }: Pick<Work, 'task' | 'check' | 'log'>): Promise<Outcome | undefined> {
+    if (task.event !== 'after_promote') return undefined;
+    const handler = this.#place.handler();
+    const nodes = await handler.readNodes(this.#place.db, task);
+    const transition = handler.plan(task, nodes, null);
+    if (transition.kind !== 'change' || !movesPrimary(transition)) return undefined;
+    const verdict = await check.primary(nodes);
+    if (verdict.kind === 'confirmed') return undefined;
+    return leaveUnconfirmed(this.#place, { task, log }, verdict);
   }
 
   /** Server processes of the tasks that run now. */

@@ -1,6 +1,8 @@
 import type { Pool, PoolClient } from 'pg';
 import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
+import { OncePerChange } from '../observe/once-per-change.js';
+import { remedyOf } from '../observe/remedy.js';
 import { errorText } from '../postgres/session.js';
 import { claimTask, othersWait, type Claimed } from '../tasks/claim.js';
 import { endTasks, stillHolding } from '../tasks/finish.js';
@@ -45,8 +47,8 @@ export class Term {
   readonly #busy = new Map<number, Promise<void>>();
   readonly #alarms = new Alarms();
   readonly #expiry: Expiry;
-  /** What failed the last time, and how, so that it is said once. */
-  readonly #failures = new Map<string, string>();
+  /** What failed the last time, by step. */
+  readonly #trouble = new Map<string, OncePerChange>();
   #handler: AbstractMPPHandler;
   #rebuiltAt: string | null = null;
   #doubt = false;
@@ -154,12 +156,13 @@ export class Term {
   async #attempt(failure: string, step: () => Promise<void>): Promise<boolean> {
     try {
       await step();
-      this.#failures.delete(failure);
+      this.#trouble.get(failure)?.clear();
       return true;
     } catch (error) {
-      const text = `${failure}: ${errorText(error)}; it is tried again`;
-      if (this.#failures.get(failure) !== text) this.#options.logger.warn({ err: error }, text);
-      this.#failures.set(failure, text);
+      const trouble = this.#trouble.get(failure) ?? new OncePerChange();
+      this.#trouble.set(failure, trouble);
+      const text = `${failure}: ${errorText(error)}; ${remedyOf(error) ?? 'it is tried again'}`;
+      trouble.say(text, () => this.#options.logger.warn({ err: error }, text));
       return false;
     }
   }

@@ -12,13 +12,13 @@ import { requeue, type Outcome, type Work, type Workplace } from './work.js';
  */
 export async function leaveUnconfirmed(
   place: Workplace,
-  work: Work,
+  work: Pick<Work, 'task' | 'log'> & Partial<Pick<Work, 'session' | 'hold'>>,
   verdict: Exclude<Verdict, { kind: 'confirmed' }>,
   done?: 'steps',
 ): Promise<Outcome> {
   const { task, session, hold, log } = work;
-  if (done === 'steps') await session.client.query('ROLLBACK TO SAVEPOINT mpp_change');
-  else if (!hold) await session.rollback();
+  if (done === 'steps') await session?.client.query('ROLLBACK TO SAVEPOINT mpp_change');
+  else if (!hold) await session?.rollback();
   const { reason } = verdict;
   if (verdict.kind === 'notYet') {
     const delay = unconfirmedDelay(task.attempt, hold !== undefined);

@@ -3,16 +3,13 @@
  * pg_dist_node does. The migrations have the same numbers in the functions and views that read them.
  */
 
-/** classid of "this session works on a group": objid is the groupid; transaction-level. */
-export const GROUP_LOCK = 1297109064;
-/** classid of "this session reports for a group": objid is the groupid; transaction-level. */
-export const REPORT_LOCK = 1297109065;
 /**
- * classid of "this controller is the active one" in versions before the table mpp_leadership: objid 0;
- * session-level. mpp_older_leader_pid() looks for it; only sessions of members of mpp_controller count.
- * Their group locks were (GROUP_LOCK, groupid).
+ * classids in versions before the tables mpp_leadership and mpp_groups: "this controller is the active one",
+ * with objid 0, and "this session works on a group", with its groupid. mpp_older_leader_pid() looks for
+ * them; only sessions of members of mpp_controller count.
  */
 export const OLDER_LEADER_LOCK = 1297109066;
+export const OLDER_GROUP_LOCK = 1297109064;
 /**
  * classid of "this controller leads", for the schema whose oid has these lower 16 bits: objid is the random
  * key in mpp_leadership; session-level. SQL has it in mpp_leader_lock_class().

@@ -102,7 +102,8 @@ const isSuperseded = (task: string): string => `
             AND n.id > ${task}.id
             AND n.status = 'pending'
             AND n.attempt = 0
-            AND @mpp.mpp_supersedes(n.event, n.source, ${task}.event, ${task}.source))`;
+            AND @mpp.mpp_supersedes(n.event, n.source, ${task}.event, ${task}.source)
+          OFFSET 0)`;
 
 /** Whether the newer task is done already, or a client's fact is pending that this one would undo. */
 const comesTooLate = `
@@ -135,7 +136,8 @@ const candidate = (scope: string, order: string): string => `
         FROM @mpp.mpp_tasks AS r
         WHERE r.status IN ('claimed', 'holding')
           AND r.groupid = t.groupid
-          AND (r.status = 'claimed' OR r.id > t.id OR (t.event = 'after_promote' AND t.source <> 'client')))
+          AND (r.status = 'claimed' OR r.id > t.id OR (t.event = 'after_promote' AND t.source <> 'client'))
+        OFFSET 0)
       AND NOT EXISTS (
         SELECT
         FROM @mpp.mpp_tasks AS e
@@ -151,7 +153,9 @@ const candidate = (scope: string, order: string): string => `
             WHERE h.status IN ('claimed', 'holding')
               AND h.status = 'holding'
               AND h.groupid = e.groupid
-              AND (h.id > e.id OR (e.event = 'after_promote' AND e.source <> 'client'))))
+              AND (h.id > e.id OR (e.event = 'after_promote' AND e.source <> 'client'))
+            OFFSET 0)
+        OFFSET 0)
     ORDER BY ${order}
     LIMIT 1
     FOR UPDATE OF t SKIP LOCKED`;
@@ -172,11 +176,12 @@ const candidate = (scope: string, order: string): string => `
  * cancelling; what comes after it in its group still waits, because the row is seen as pending.
  *
  * Rows read: pending ones by id until one can be taken, and for each of these what is open of its group.
+ * OFFSET 0 keeps the planner from a join instead, which would read all that is open.
  * The view mpp_queue shows the same order.
  */
 const CLAIM = `
   WITH first AS MATERIALIZED (${candidate(
-    '(t.groupid = ANY ($3::integer[]) OR ($4::boolean AND t.groupid = 0))',
+    't.groupid = ANY (CASE WHEN $4::boolean THEN $3::integer[] || 0 ELSE $3::integer[] END)',
     't.groupid = ANY ($3::integer[]) DESC, t.groupid = 0 DESC, t.id',
   )}
   ), other AS MATERIALIZED (${candidate(

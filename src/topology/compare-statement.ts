@@ -24,7 +24,6 @@ const MOST_SECONDARIES = 64;
  * - `lost` and `found`: only what a fresh report says. A node about which nothing is known stays as it
  *   is; one that is down goes when it has been down for as long as a report counts, so that a restart
  *   does not cost it its row. Without either, the task leaves the secondaries alone (null).
- * - `turn`: whoever has an uncommitted report for the group comes first; the next heartbeat looks again.
  *
  * The task is made by mpp_submit, because INSERT fires its statement triggers even for no row, and the
  * notification of ours would be a write.
@@ -36,14 +35,14 @@ export function compareStatement(nodesQuery: string): string {
   ), successor AS MATERIALIZED (
     SELECT m.nodename, m.nodeport, m.timeline
     FROM @mpp.mpp_members AS m
-    WHERE m.groupid = 0 AND m.source = ANY ($3::text[]) AND m.role = 'primary' AND @mpp.mpp_is_up(m.state)
+    WHERE m.groupid = 0 AND m.source = ANY ($2::text[]) AND m.role = 'primary' AND @mpp.mpp_is_up(m.state)
       AND m.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond'
       AND m.timeline > ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer LIMIT 1
   ), differing AS (
     SELECT m.groupid, false AS tasked
     FROM @mpp.mpp_members AS m
     LEFT JOIN node AS n ON n.nodename = m.nodename AND n.nodeport = m.nodeport
-    WHERE NOT EXISTS (SELECT FROM successor) AND m.source = ANY ($3::text[])
+    WHERE NOT EXISTS (SELECT FROM successor) AND m.source = ANY ($2::text[])
       AND m.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond'
       AND CASE
         WHEN m.state IN ('running', 'streaming') AND m.role = 'primary'
@@ -91,13 +90,13 @@ export function compareStatement(nodesQuery: string): string {
            m.state IN ('running', 'streaming') AND m.role = 'primary' AS claims
     FROM candidate AS c
     JOIN @mpp.mpp_members AS m ON m.groupid = c.groupid
-    WHERE m.source = ANY ($3::text[])
+    WHERE m.source = ANY ($2::text[])
       AND m.reported_at > greatest(c.fact, statement_timestamp() - $1::float8 * interval '1 millisecond')
       AND NOT EXISTS (
         SELECT
         FROM @mpp.mpp_members AS a
         WHERE a.nodename = m.nodename AND a.nodeport = m.nodeport AND a.state = 'alias'
-          AND a.source = ANY ($3::text[])
+          AND a.source = ANY ($2::text[])
           AND a.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond')
   ), counting AS (
     SELECT f.*
@@ -125,7 +124,7 @@ export function compareStatement(nodesQuery: string): string {
         SELECT
         FROM @mpp.mpp_members AS m
         WHERE m.nodename = f.nodename AND m.nodeport = f.nodeport AND m.noloadbalance
-          AND m.source = ANY ($3::text[])
+          AND m.source = ANY ($2::text[])
       ) AS always
     ) AS spared
     GROUP BY f.groupid, f.nodename, f.nodeport, spared.always
@@ -222,8 +221,6 @@ export function compareStatement(nodesQuery: string): string {
           AND last.finished_at > statement_timestamp() - interval '5 minutes'
           AND (last.nodename, last.nodeport) = (w.nodename, w.nodeport)
           AND last.secondaries IS NOT DISTINCT FROM w.secondaries)
-  ), turn AS MATERIALIZED (
-    SELECT d.*, pg_try_advisory_xact_lock($2, d.groupid) AS mine FROM due AS d
   )
   SELECT t.groupid,
          @mpp.mpp_submit('after_promote'::text, t.groupid, t.nodename, t.nodeport, t.secondaries,
@@ -231,8 +228,7 @@ export function compareStatement(nodesQuery: string): string {
          format(CASE WHEN t.nodename LIKE '%:%' THEN '[%s]:%s' ELSE '%s:%s' END, t.nodename, t.nodeport) AS node,
          t.secondaries,
          NULL AS problem
-  FROM turn AS t
-  WHERE t.mine
+  FROM due AS t
   UNION ALL
   SELECT m.groupid, NULL, NULL, NULL,
          CASE

@@ -1,4 +1,3 @@
-import { REPORT_LOCK } from '../postgres/locks.js';
 import type { Queryable } from '../postgres/queryable.js';
 import { compareStatement } from './compare-statement.js';
 
@@ -48,7 +47,7 @@ export async function compareMembers(db: Queryable, options: CompareOptions): Pr
   }>({
     name: 'mpp-compare',
     text: compareStatement(options.nodesQuery),
-    values: [options.ttlMs, REPORT_LOCK, options.sources],
+    values: [options.ttlMs, options.sources],
   });
   return {
     tasks: rows.flatMap(({ groupid, id, node, secondaries }) =>

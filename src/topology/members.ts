@@ -1,5 +1,4 @@
 import type { Queryable } from '../postgres/queryable.js';
-import { REPORT_LOCK } from '../postgres/locks.js';
 import type { Address } from '../tasks/task.js';
 
 /** Who fills mpp_members beside the hooks, whose source is `table`. */
@@ -194,7 +193,7 @@ function clusterStatement(nodesQuery: string): string {
 
 /**
  * Reports that a primary does not answer, as a task `suspect` of source `probe`, unless the catalog has
- * another primary, or one such task is open, or somebody is about to report for the group anyway.
+ * another primary, or one such task is open.
  *
  * @returns id of the task, if one was made.
  */
@@ -206,7 +205,7 @@ export async function reportSuspect(
   const { rows } = await db.query<{ id: string }>({
     name: 'mpp-suspect',
     text: suspectStatement(nodesQuery),
-    values: [groupid, address.host, address.port, REPORT_LOCK],
+    values: [groupid, address.host, address.port],
   });
   return rows[0]?.id;
 }
@@ -215,8 +214,8 @@ function suspectStatement(nodesQuery: string): string {
   return `
   WITH node AS (
     ${nodesQuery}
-  ), turn AS MATERIALIZED (
-    SELECT n.groupid, n.nodename, n.nodeport, pg_try_advisory_xact_lock($4, n.groupid) AS mine
+  ), primary_node AS (
+    SELECT n.groupid, n.nodename, n.nodeport
     FROM node AS n
     WHERE n.ours AND n.noderole = 'primary' AND n.groupid = $1 AND n.nodename = $2 AND n.nodeport = $3
       AND NOT EXISTS (
@@ -226,8 +225,7 @@ function suspectStatement(nodesQuery: string): string {
   )
   SELECT @mpp.mpp_submit('suspect'::text, t.groupid, t.nodename, t.nodeport, NULL::text[],
            NULL::interval, NULL::interval, NULL::text, 'probe'::text) AS id
-  FROM turn AS t
-  WHERE t.mine`;
+  FROM primary_node AS t`;
 }
 
 /** Forgets what nobody has reported, or what has been down, for longer than `retentionMs`. */

@@ -8,12 +8,13 @@ import { DatabaseStateError } from '../../src/errors.js';
 import { applyMigrations, bookkeepingSchema, checkMigrated } from '../../src/postgres/migrate.js';
 import { openSession } from '../../src/postgres/session.js';
 import { runCli } from '../support/cli.js';
+import { installStandin } from '../support/standin/install.js';
 import { ContractServer } from '../support/contract.js';
 import { Installation } from '../support/installation.js';
 
 const FILES = [
   ...['tasks', 'triggers', 'functions', 'views', 'roles', 'holds', 'members', 'siblings'],
-  ...['locks', 'systems', 'access', 'presence'],
+  ...['locks', 'systems', 'access', 'leadership'],
 ];
 /** The advisory lock of postgres-migrations. */
 const LOCK = '-8525285245963000605';
@@ -49,6 +50,9 @@ describe('migrations', () => {
     const older = await Installation.create();
     try {
       await older.downgrade('0.0.1', 3);
+      const { hasCitus } = server.server.binaries;
+      if (!hasCitus)
+        await server.server.withSession((session) => installStandin(session), database);
       const DATABASE_URL = `postgresql://postgres@${server.server.address}/${database}`;
       const result = await runCli(['migrate'], { DATABASE_URL }, older.program);
       expect(result).toMatchObject({ exitCode: 0, stderr: '' });

@@ -65,7 +65,8 @@ describe('a transaction that another session leaves open', () => {
   });
 
   it('with the row of a held task delays the commit of that group, and loses nothing', async () => {
-    const { node, next, settled } = await subjectOf(h, 1);
+    const subject = await subjectOf(h, 1);
+    const { node, next } = subject;
     const demote = await h.request({ event: 'before_demote', groupid: 1, node, timeout: LONG });
     await session.query('BEGIN');
     await session.query('SELECT FROM mpp_tasks WHERE id = $1 FOR UPDATE', [demote.id]);
@@ -78,11 +79,12 @@ describe('a transaction that another session leaves open', () => {
     await session.query('ROLLBACK');
     expect((await h.ended(after)).status).toBe('done');
     expect((await h.task(demote.id)).status).toBe('done');
-    await settled();
+    await subject.settled();
   });
 
   it('with the row of a task that is being acknowledged has it taken again', async () => {
-    const { node, settled } = await subjectOf(h, 1);
+    const subject = await subjectOf(h, 1);
+    const { node } = subject;
     await session.query(
       `BEGIN; SELECT mpp_submit('suspect', 1, '${node.host}', ${node.port}, timeout => '10min')`,
     );
@@ -95,7 +97,7 @@ describe('a transaction that another session leaves open', () => {
     await session.query('ROLLBACK');
     expect((await h.acknowledged(id)).status).toBe('holding');
     await h.db.query('SELECT mpp_release(1)');
-    await settled();
+    await subject.settled();
   });
 
   it('that writes to a held group is named in the reason while the hold waits for it', async () => {

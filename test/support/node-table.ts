@@ -45,6 +45,9 @@ export class NodeTable {
         this.#rows = this.#rows.filter((row) => row !== gone);
         return;
       }
+      case 'removeClone':
+        this.#rows = this.#rows.filter((row) => !sameAddress(row.address, step.node));
+        return;
       case 'add':
         this.#add(step.groupid, step.role, step.node);
         return;
