@@ -3,8 +3,8 @@ import { errorText } from '../postgres/session.js';
 import { sqlState } from '../postgres/sqlstate.js';
 
 /**
- * What an error of a sibling's session means. After a lock timeout it names the session that has locked
- * mpp_tasks there.
+ * What an error of a sibling's session means, and what to do about it. After a lock timeout it names the
+ * session that has locked mpp_tasks there.
  *
  * @param db sessions in the sibling
  */
@@ -13,11 +13,19 @@ export async function describeTrouble(
   schema: string,
   error: unknown,
 ): Promise<string> {
+  if (isUnprepared(error)) {
+    return 'it has no tables of mpp-controller; run mpp-controller migrate, or take it out of MPP_DATABASES';
+  }
   if (sqlState(error) !== LOCK_NOT_AVAILABLE) return errorText(error);
   const { rows } = await db
     .query<{ blocker: string }>({ name: 'mpp-lock-holder', text: HOLDER, values: [schema] })
     .catch(() => ({ rows: [] }));
   return rows[0]?.blocker ?? `mpp_tasks is locked there: ${errorText(error)}`;
+}
+
+/** True where our schema, a table or a function of it is missing: no report can be told there. */
+export function isUnprepared(error: unknown): boolean {
+  return ['42P01', '42883', '3F000'].includes(sqlState(error) ?? '');
 }
 
 const LOCK_NOT_AVAILABLE = '55P03';

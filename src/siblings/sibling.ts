@@ -1,7 +1,7 @@
 import type { Pool } from 'pg';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import type { Queryable } from '../postgres/queryable.js';
-import { describeTrouble } from './blocker.js';
+import { describeTrouble, isUnprepared } from './blocker.js';
 import { forgetEntry, readOutbox, type Entry } from './outbox.js';
 import { lookThere, type SiblingSight } from './waiting.js';
 
@@ -134,7 +134,7 @@ export class Sibling {
       return rows[0]?.told === true;
     } catch (error) {
       lost = sqlState(error) === undefined || isSessionLost(error);
-      if (lost) throw error;
+      if (lost || isUnprepared(error)) throw error;
       await this.#refused(groupid ?? 0, error);
       return false;
     } finally {

@@ -5,9 +5,11 @@ import { ContractServer } from '../support/contract.js';
 
 const template = inject('template');
 
+const FULL = ['full'];
+
 /** What readNodes looks at. */
 const TASK = {
-  groupid: 1,
+  groupid: 0,
   address: { host: '127.0.0.1', port: 5432 },
   secondaries: null,
 } as Task;
@@ -18,25 +20,23 @@ describe.runIf(template.binaries.hasCitus)(
     let contract: ContractServer;
 
     beforeAll(async () => {
-      // One for the launcher of logical replication, one for a daemon.
-      contract = await ContractServer.start(template, { max_worker_processes: 2 });
-      await contract.createDatabase('full');
+      // The launcher of logical replication, and the daemons of two databases.
+      contract = await ContractServer.start(template, { max_worker_processes: 3 });
+      for (const database of FULL) await contract.createDatabase(database);
       await contract.createDatabase('starved');
     });
 
     afterAll(() => contract.stop());
 
-    it('is not changed until the daemon runs, which it does once there is room', async () => {
+    it('is not changed until the daemon runs', async () => {
       const { server } = contract;
       await server.withSession(
         (session) =>
-          session.query(
-            "INSERT INTO pg_dist_node (groupid, nodename, nodeport) VALUES (1, 'w', 1)",
-          ),
+          session.query('SELECT citus_set_coordinator_host($1, $2)', ['127.0.0.1', server.port]),
         'starved',
       );
       await server.restart();
-      for (const database of ['postgres', 'full']) {
+      for (const database of ['postgres', ...FULL]) {
         await server.withSession((session) => session.query('SELECT citus_version()'), database);
       }
       const connection = { ...server.connection, database: 'starved' };
@@ -48,7 +48,11 @@ describe.runIf(template.binaries.hasCitus)(
           code: 'NO_MAINTENANCE_DAEMON',
           retryable: true,
         });
-        await server.withSession((other) => other.query('DROP DATABASE "full" WITH (FORCE)'));
+      }, 'starved');
+      // Of the daemons that are asked for after a restart the first ones get a worker.
+      await server.restart();
+      await server.withSession(async (session) => {
+        const handler = await mpp.inspect(session);
         expect(await handler.readNodes(session, TASK)).toHaveLength(1);
       }, 'starved');
     });

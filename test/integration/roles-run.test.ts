@@ -218,7 +218,7 @@ describe('a member of mpp_client', () => {
       expect(await refusal(hook, statement), statement).toBe(DENIED);
     }
     const status = await cli('hook', 'status');
-    expect(status).toMatchObject({ exitCode: 1, stdout: '' });
+    expect(status).toMatchObject({ exitCode: 2, stdout: '' });
     expect(status.stderr).toContain('mpp_operator');
   });
 });

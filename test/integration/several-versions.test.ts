@@ -192,11 +192,11 @@ describe('a rolling upgrade', () => {
   it('one that is started too early or too late ends, and says what to do', async () => {
     const number = await newer.upgrade(VERSION, HARMLESS);
     const early = await runCli(['run'], { DATABASE_URL: url }, newer.program);
-    expect(early.exitCode).toBe(1);
+    expect(early.exitCode).toBe(2);
     expect(early.stderr).toContain(`needs ${number}; run mpp-controller migrate`);
     await migrate();
     const late = await runCli(['run'], { DATABASE_URL: url });
-    expect(late.exitCode).toBe(1);
+    expect(late.exitCode).toBe(2);
     expect(late.stderr).toMatch(/is at migration \d+ and this version knows only \d+; install/);
   });
 

@@ -4,7 +4,7 @@ import { openSession, type Connection } from '../../postgres/session.js';
 
 /** How long a daemon that has just been asked for may take to start. */
 const START_MS = 1_000;
-const LOOK_AGAIN_MS = 50;
+const LOOK_AGAIN_MS = 100;
 const PROVOKE_MS = 2_000;
 
 /**
