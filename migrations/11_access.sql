@@ -509,7 +509,7 @@ BEGIN
             IS DISTINCT FROM (OLD.groupid, CASE WHEN @mpp.mpp_is_up(OLD.state) THEN OLD.role END) THEN
         NEW.since := NEW.reported_at;
     ELSE
-        NEW.since := OLD.since;
+        NEW.since := least(OLD.since, NEW.reported_at);
     END IF;
     RETURN NEW;
 END

@@ -126,8 +126,7 @@ const comesTooLate = `
 const candidate = (scope: string, order: string): string => `
     SELECT t.id, t.groupid, ${isSuperseded('t')} OR ${comesTooLate} AS superseded
     FROM @mpp.mpp_tasks AS t
-    WHERE t.finished_at IS NULL
-      AND t.status = 'pending'
+    WHERE t.status = 'pending'
       AND ${isDue('t')}
       AND t.groupid <> ALL ($2::integer[])
       AND ${scope}
@@ -161,7 +160,8 @@ const candidate = (scope: string, order: string): string => `
     FOR UPDATE OF t SKIP LOCKED`;
 
 /**
- * Order: a held group, group 0, the oldest. Within a group one task at a time, in the order of ids, with these exceptions:
+ * Order: a held group, group 0, the oldest. Within a group one task at a time, in the order of ids, with
+ * these exceptions:
  *
  * - a retry that is not due yet holds no other task back. A report that comes makes it due at once, so it
  *   is tried once more before that report; a change that keeps failing must not block a switchover;
@@ -181,7 +181,7 @@ const candidate = (scope: string, order: string): string => `
  */
 const CLAIM = `
   WITH first AS MATERIALIZED (${candidate(
-    't.groupid = ANY (CASE WHEN $4::boolean THEN $3::integer[] || 0 ELSE $3::integer[] END)',
+    't.finished_at IS NULL AND t.groupid = ANY (CASE WHEN $4::boolean THEN $3::integer[] || 0 ELSE $3::integer[] END)',
     't.groupid = ANY ($3::integer[]) DESC, t.groupid = 0 DESC, t.id',
   )}
   ), other AS MATERIALIZED (${candidate(

@@ -24,7 +24,7 @@ const CONTROLLER = 'history';
 const DAY_MS = 86_400_000;
 
 /**
- * Fills an empty database, without triggers. Ended tasks are of the last 30 days; the open ones are new
+ * Fills an empty database, without triggers. None of the open tasks supersedes another. Ended tasks are of the last 30 days; the open ones are new
  * and wait for a day, so that none expires.
  *
  * @param db a superuser's session whose search_path is our schema
@@ -74,11 +74,11 @@ const FILL_LOG = `
 /** The first of each of the held groups holds. */
 const FILL_OPEN = `
   INSERT INTO mpp_tasks (event, groupid, nodename, timeout, cooldown, status, attempt, claimed_by,
-                         claimed_at, held_at, deadline)
-  SELECT CASE WHEN i > $2 AND i % 7 = 0 THEN 'after_promote' ELSE 'before_demote' END,
+                         claimed_at, held_at, deadline, expires_at)
+  SELECT CASE WHEN i <= $3 THEN 'before_demote' ELSE 'suspect' END,
          g.id, format('worker-%s', g.id), '1 day', '10 s', CASE WHEN h.held THEN 'holding' ELSE 'pending' END,
          h.held::integer, CASE WHEN h.held THEN $4::text END,
-         h.at, h.at, h.at + interval '1 day'
+         h.at, h.at, h.at + interval '1 day', clock_timestamp() + interval '1 day'
   FROM generate_series(1, $1::integer) AS i
   CROSS JOIN LATERAL (SELECT 1 + (i - 1) % $2::integer AS id) AS g
   CROSS JOIN LATERAL (
