@@ -203,12 +203,39 @@ function milliseconds(time: number | false | undefined): string | null {
 }
 
 /**
+ * Settings of a database or a role that would change what our statements mean or return. Those that an
+ * operator may have a reason for (default_transaction_read_only, timeouts) are not here.
+ */
+const PINNED = `(VALUES
+    ('array_nulls', 'on'),
+    ('bytea_output', 'hex'),
+    ('citus.propagate_set_commands', 'none'),
+    ('DateStyle', 'ISO, YMD'),
+    ('default_transaction_deferrable', 'off'),
+    ('default_transaction_isolation', 'read committed'),
+    ('enable_bitmapscan', 'on'),
+    ('enable_indexscan', 'on'),
+    ('enable_nestloop', 'on'),
+    ('extra_float_digits', '1'),
+    ('IntervalStyle', 'postgres'),
+    ('plan_cache_mode', 'auto'),
+    ('row_security', 'on'),
+    ('standard_conforming_strings', 'on'),
+    ('TimeZone', 'UTC'),
+    ('transform_null_equals', 'off')
+  ) AS pinned (name, value)`;
+
+/**
  * pg_temp comes last, so that it hides nothing. Without jit: all our statements are short, and where one
  * looks dear to the planner, compiling it takes many times as long as running it.
  */
 const SET_UP = `
   SELECT set_config('jit', 'off', false),
          CASE WHEN $1::boolean THEN set_config('search_path', 'pg_catalog, pg_temp', false) END,
+         CASE WHEN $1::boolean THEN (
+           SELECT count(set_config(pinned.name, pinned.value, false))
+           FROM ${PINNED}
+           WHERE current_setting(pinned.name, true) IS DISTINCT FROM pinned.value) END,
          CASE WHEN $2::text IS NOT NULL THEN set_config('statement_timeout', $2::text, false) END,
          CASE WHEN $3::text IS NOT NULL THEN set_config('lock_timeout', $3::text, false) END`;
 
