@@ -433,10 +433,10 @@ BEGIN
             after := NULL;
         END IF;
     END IF;
-    -- A task that fails again and again, each time for the same reason, is in the log with the first of these
+    -- A task that fails again and again, each time for the same reason, is in the log with the first three
     -- attempts and with its end.
     IF TG_OP = 'UPDATE' AND (
-        (NEW.status = 'claimed' AND NEW.attempt > 2)
+        (NEW.status = 'claimed' AND NEW.attempt > 3)
         OR (NEW.status = 'pending' AND NEW.attempt > 2 AND NEW.reason IS NOT DISTINCT FROM OLD.reason))
     THEN
         RETURN NULL;

@@ -128,6 +128,7 @@ export class LeadParts {
       ...{ mpp, signal, identity },
       db: this.db,
       credentials: settings.node,
+      coordinator: { host: settings.coordinatorHost, port: settings.coordinatorPort },
       intervalMs: settings.heartbeatMs,
       logger: componentLogger(logger, 'verification'),
     });

@@ -24,6 +24,8 @@ export interface VerificationOptions {
   readonly credentials: NodeCredentials;
   /** Of the coordinator that this controller works on. */
   readonly identity: ServerIdentity;
+  /** Where an operator has the workers reach the coordinator: MPP_COORDINATOR_HOST and _PORT. */
+  readonly coordinator: { readonly host: string | undefined; readonly port: number | undefined };
   /** How often the systems of the groups are looked at. */
   readonly intervalMs: number;
   readonly signal: AbortSignal;
@@ -136,12 +138,19 @@ class NodeTaskCheck implements TaskCheck {
     if (verdict.kind !== 'confirmed' || !('answer' in check)) return verdict;
     this.#answer = check.answer;
     // An operator may give a node another name. That a member answers under two names says nothing.
-    if (source === 'client' || isFirst || sameAddress(registered.address, address)) return verdict;
+    const isChosen = source === 'client' || this.#isCoordinatorsName();
+    if (isChosen || isFirst || sameAddress(registered.address, address)) return verdict;
     const other = await this.#checker.ask(registered.address, CHECK_AGAIN_MS);
     if (!('answer' in other) || !isSameServer(other.answer, check.answer)) return verdict;
     const name = formatAddress(registered.address);
     const reason = `${formatAddress(address)} is the same server as ${name}, the name that the catalog has`;
     return { kind: 'alias', reason };
+  }
+
+  #isCoordinatorsName(): boolean {
+    const { groupid, address } = this.#task;
+    const { host, port } = this.#options.coordinator;
+    return groupid === 0 && address.host === host && (port ?? address.port) === address.port;
   }
 
   async secondaries(addresses: readonly Address[], nodes: readonly Node[]): Promise<Unconfirmed[]> {

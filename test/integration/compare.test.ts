@@ -139,15 +139,6 @@ describe('the comparison of members with pg_dist_node', () => {
       expect(await members.wishes()).toEqual(BOTH.slice(0, 1));
     });
 
-    it('a reporter that has yet to commit', async () => {
-      const other = await contract.session();
-      await other.query('BEGIN');
-      await contract.report({ event: 'before_demote', groupid: 1, nodename: 'a' }, other);
-      expect(await members.wishes()).toEqual(BOTH.slice(1));
-      await other.query('ROLLBACK');
-      expect(await members.wishes()).toEqual(BOTH.slice(0, 1));
-    });
-
     it('a task of ours that is out of date: it is replaced, also when nothing else differs', async () => {
       await members.wishes();
       await db.query("DELETE FROM mpp_members WHERE nodename = 'b'");

@@ -180,7 +180,7 @@ describe.each(SCHEMAS)('the leadership in schema $schema', ({ schema, database }
     expect(status.rows).toEqual([
       {
         state: 'standby',
-        waits_for: `the leader lock of an older version of mpp-controller: pid ${rows[0]?.pid}, role ${controller}, application mpp-controller control`,
+        waits_for: `a lock of an older version of mpp-controller: pid ${rows[0]?.pid}, role ${controller}, application mpp-controller control`,
       },
     ]);
     await older.end();

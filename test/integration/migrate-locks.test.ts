@@ -20,7 +20,7 @@ describe('a migration of a table that other sessions use', () => {
 
   beforeEach(async () => {
     databases += 1;
-    database = await server.database(`used${databases}`);
+    database = await server.citusDatabase(`used${databases}`);
     reader = await database.session();
     newer = await Installation.create();
     const number = await newer.upgrade('99.0.0', 'ALTER TABLE mpp_tasks ADD COLUMN future text');
@@ -137,7 +137,7 @@ describe('a migration of a table that autovacuum works on', () => {
     });
     const newer = await Installation.create();
     try {
-      const { db } = await server.database('vacuumed');
+      const { db } = await server.citusDatabase('vacuumed');
       await db.query(
         `SET session_replication_role = 'replica'; ${DEAD_ROWS}; RESET session_replication_role`,
       );

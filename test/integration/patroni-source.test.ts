@@ -1,9 +1,10 @@
-import pg from 'pg';
+import type pg from 'pg';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import pino from 'pino';
 import { afterAll, afterEach, beforeAll, describe, expect, inject, it } from 'vitest';
+import { createPool } from '../../src/postgres/pool.js';
 import { NODES_QUERY } from '../../src/mpp/citus/nodes.js';
 import { Patroni } from '../../src/topology/patroni/patroni.js';
 import type { Access } from '../../src/topology/patroni/client.js';
@@ -31,7 +32,9 @@ describe('the source patroni', () => {
   beforeAll(async () => {
     server = await ContractServer.start(inject('template'));
     contract = await server.database('patroni');
-    pool = new pg.Pool({ ...server.server.connection, database: 'patroni' });
+    const connection = { ...server.server.connection, database: 'patroni' };
+    const onIdleError = (): void => undefined;
+    pool = createPool(connection, { schema: 'public', purpose: 'test', max: 4, onIdleError });
   });
   afterEach(async () => {
     await Promise.all(sources.splice(0).map((source) => source.stop()));

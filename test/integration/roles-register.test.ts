@@ -7,7 +7,7 @@ let h: Harness;
 beforeAll(async () => {
   h = await Harness.start({ template: inject('template'), register: false });
   // Two statements: with Citus a role cannot be made a member of one that the workers do not have.
-  await h.db.query('CREATE ROLE controller LOGIN');
+  await h.createLogin('controller');
   await h.db.query('GRANT mpp_controller TO controller');
 });
 afterAll(async () => h.stop());

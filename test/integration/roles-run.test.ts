@@ -18,7 +18,7 @@ beforeAll(async () => {
   h = await Harness.start({ template: inject('template'), secondaries: false });
   // Two statements: with Citus a role cannot be made a member of one that the workers do not have.
   for (const [login, role] of Object.entries(LOGINS)) {
-    await h.db.query(`CREATE ROLE ${login} LOGIN`);
+    await h.createLogin(login);
     await h.db.query(`GRANT ${role} TO ${login}`);
   }
   const bootstrap = await runCli(['bootstrap'], { DATABASE_URL: url('postgres') });

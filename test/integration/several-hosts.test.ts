@@ -179,7 +179,7 @@ describe('notify', () => {
     const began = performance.now();
     const hosts = [primary.address, standby.address];
     const { exitCode, stderr } = await notify(url(hosts, '', 'stranger'), '--wait=60s');
-    expect(exitCode).toBe(5);
+    expect(exitCode).toBe(2);
     expect(stderr).toMatch(/role "stranger" does not exist|no pg_hba.conf entry/);
     expect(performance.now() - began).toBeLessThan(30_000);
   });

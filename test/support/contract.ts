@@ -4,6 +4,7 @@ import { applyMigrations } from '../../src/postgres/migrate.js';
 import { nameSchema } from '../../src/postgres/schema-name.js';
 import { openSession } from '../../src/postgres/session.js';
 import { TestBed, type Server, type Settings, type Template } from './servers/index.js';
+import { installStandin } from './standin/install.js';
 
 /** Schemas that the contract must hold in: the default, and a name that needs every quoting. */
 export const SCHEMAS = [
@@ -55,6 +56,13 @@ export class ContractServer {
     }
     const database = await ContractDatabase.open(this.server, name, schema);
     this.#databases.push(database);
+    return database;
+  }
+
+  /** The same with a catalog of Citus, which the commands ask for. */
+  async citusDatabase(name: string): Promise<ContractDatabase> {
+    const database = await this.database(name);
+    if (!this.server.binaries.hasCitus) await installStandin(database.db);
     return database;
   }
 

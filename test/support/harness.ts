@@ -95,6 +95,22 @@ export class Harness {
     return new Harness(this.cluster, session, this.#env);
   }
 
+  /** Makes a role that may log in to every node; Citus makes it on those that are registered. */
+  async createLogin(name: string): Promise<void> {
+    const statement = `CREATE ROLE ${this.#session.escapeIdentifier(name)} LOGIN`;
+    await this.#session.query(statement);
+    await Promise.all(
+      this.cluster.workers.map(({ primary }) =>
+        primary.withSession(async (session) => {
+          const { rowCount } = await session.query('SELECT FROM pg_roles WHERE rolname = $1', [
+            name,
+          ]);
+          if (rowCount === 0) await session.query(statement);
+        }),
+      ),
+    );
+  }
+
   /** The test's own session on the coordinator. */
   get db(): Client {
     return this.#session;
