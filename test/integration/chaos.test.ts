@@ -184,7 +184,7 @@ const RECORD_HOLDS = `
   );
   CREATE FUNCTION chaos_record() RETURNS trigger LANGUAGE plpgsql AS $$
   BEGIN
-    INSERT INTO chaos_holds
+    INSERT INTO public.chaos_holds
     SELECT NEW.id, NEW.claimed_by, session_user, coalesce(array_agg(a.usename::text), '{}')
     FROM public.mpp_group_sessions AS s
     JOIN pg_stat_activity AS a ON a.pid = s.pid

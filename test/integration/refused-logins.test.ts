@@ -44,6 +44,12 @@ class RefusingServer {
   }
 }
 
+/** With one connection for each attempt: without TLS none is made again in plain. */
+function spawnWarning(port: number): ControllerProcess {
+  const DATABASE_URL = `postgres://postgres@127.0.0.1:${port}/postgres?sslmode=disable`;
+  return h.spawnController({ MPP_LOG_LEVEL: 'warn', DATABASE_URL });
+}
+
 describe('a controller whose login is refused at its start', () => {
   let server: RefusingServer | undefined;
   let controller: ControllerProcess | undefined;
@@ -64,7 +70,7 @@ describe('a controller whose login is refused at its start', () => {
       const refusing = new RefusingServer(code, text);
       server = refusing;
       const port = await refusing.start();
-      controller = h.spawnController({ MPP_LOG_LEVEL: 'warn' }, { host: '127.0.0.1', port });
+      controller = spawnWarning(port);
       await waitFor('five attempts', () => Promise.resolve(refusing.attempts.length >= 5));
       const gaps = refusing.attempts
         .slice(1)
@@ -86,7 +92,7 @@ describe('a controller whose login is refused at its start', () => {
     const refusing = new RefusingServer('57P03', 'the database system is starting up');
     server = refusing;
     const port = await refusing.start();
-    controller = h.spawnController({ MPP_LOG_LEVEL: 'warn' }, { host: '127.0.0.1', port });
+    controller = spawnWarning(port);
     const began = performance.now();
     await waitFor('eight attempts', () => Promise.resolve(refusing.attempts.length >= 8));
     expect(performance.now() - began).toBeLessThan(15_000);
@@ -99,7 +105,7 @@ describe('a controller whose role may no longer log in', () => {
     const proxy = await FaultProxy.start(h.cluster.coordinator);
     await h.db.query('CREATE ROLE keeper LOGIN SUPERUSER');
     const controller = h.spawnController({
-      DATABASE_URL: `postgres://keeper@127.0.0.1:${proxy.port}/postgres`,
+      DATABASE_URL: `postgres://keeper@127.0.0.1:${proxy.port}/postgres?sslmode=disable`,
     });
     try {
       await controller.active();

@@ -10,7 +10,7 @@ $$;
 
 CREATE FUNCTION standin.caller_is_superuser() RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-  SELECT rolsuper FROM pg_roles WHERE rolname = current_setting('standin.caller')
+  SELECT rolsuper FROM pg_roles WHERE rolname = current_setting('standin.caller', true)
 $$;
 
 CREATE FUNCTION standin.ensure_coordinator() RETURNS void
