@@ -57,9 +57,9 @@ export class BareScript {
   async start(): Promise<void> {
     const { connection, strategy, target } = this.#options;
     const [listener, control, hold] = [
-      await openSession(connection, 'bare'),
-      await openSession(connection, 'bare'),
-      await openSession(connection, 'bare'),
+      await openBare(connection),
+      await openBare(connection),
+      await openBare(connection),
     ];
     this.#sessions = [listener, control, hold];
     const pause = PAUSES[strategy](target);
@@ -128,3 +128,10 @@ const ACKNOWLEDGE: QueryConfig = {
     SELECT pg_notify('bare_task_status', json_build_object('id', id, 'status', status)::text)
     FROM task`,
 };
+
+/** A session as any client has it, with the search_path of its database. */
+async function openBare(connection: Connection): Promise<Client> {
+  const session = await openSession(connection, 'bare');
+  await session.query('RESET search_path');
+  return session;
+}

@@ -2,10 +2,10 @@
 SELECT set_config('search_path', current_setting('mpp.objects_path'), true);
 DO $migration$
 DECLARE
-    mpp constant text := quote_ident(current_schema()) || '.';
+    mpp constant text := pg_catalog.quote_ident(pg_catalog.current_schema()::text) OPERATOR(pg_catalog.||) '.'::text;
 BEGIN
-    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
-    EXECUTE replace($sql$
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    EXECUTE pg_catalog.replace($sql$
         CREATE TABLE @mpp.mpp_systems (
             groupid           integer     PRIMARY KEY CHECK (groupid >= 0),
             system_identifier text,

@@ -7,7 +7,7 @@ DECLARE
     home constant text := quote_ident(current_schema());
     mpp  constant text := home || '.';
 BEGIN
-    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     EXECUTE replace(replace($sql$
 
 -- 1. Hosts.

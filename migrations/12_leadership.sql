@@ -5,10 +5,10 @@ SELECT set_config('search_path', current_setting('mpp.objects_path'), true);
 
 DO $migration$
 DECLARE
-    mpp constant text := quote_ident(current_schema()) || '.';
+    mpp constant text := pg_catalog.quote_ident(pg_catalog.current_schema()::text) OPERATOR(pg_catalog.||) '.'::text;
     mpp_name constant text := quote_literal(quote_ident(current_schema()));
 BEGIN
-    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     EXECUTE replace(replace($sql$
 
 CREATE TABLE @mpp.mpp_leadership (

@@ -9,10 +9,10 @@ SELECT set_config('search_path', current_setting('mpp.objects_path'), true);
 
 DO $migration$
 DECLARE
-    mpp constant text := quote_ident(current_schema()) || '.';
+    mpp constant text := pg_catalog.quote_ident(pg_catalog.current_schema()::text) OPERATOR(pg_catalog.||) '.'::text;
 BEGIN
-    PERFORM set_config('search_path', 'pg_catalog, pg_temp', true);
-    EXECUTE replace($sql$
+    PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    EXECUTE pg_catalog.replace($sql$
 
 -- One row a group that ever had a task. A session that works on the group has the row FOR UPDATE until
 -- its transaction ends, so the lock is free the moment PostgreSQL sees that session end.
@@ -71,6 +71,16 @@ BEGIN
     PERFORM @mpp.mpp_check_address(NEW.nodename, NEW.nodeport, 'the node'::text);
     PERFORM @mpp.mpp_check_secondaries(NEW.secondaries, NEW.nodename, NEW.nodeport);
 
+    -- Months are compared as 30 days and added as what they are: a sum of both signs would pass any limit.
+    IF extract(year FROM NEW.timeout) <> 0 OR extract(month FROM NEW.timeout) <> 0
+        OR extract(year FROM NEW.cooldown) <> 0 OR extract(month FROM NEW.cooldown) <> 0
+    THEN
+        RAISE EXCEPTION 'timeout and cooldown have no months or years: % and %', NEW.timeout, NEW.cooldown
+            USING ERRCODE = 'invalid_parameter_value', COLUMN = 'timeout',
+                  HINT = 'Give seconds, minutes or hours, at most 1 day.';
+    END IF;
+    NEW.timeout := make_interval(secs => extract(epoch FROM NEW.timeout)::double precision);
+    NEW.cooldown := make_interval(secs => extract(epoch FROM NEW.cooldown)::double precision);
     NEW.timeout := coalesce(NEW.timeout, CASE NEW.event WHEN 'suspect' THEN '10s' ELSE '30s' END::interval);
     IF NEW.timeout <= '0' OR NEW.timeout > '1 day' THEN
         RAISE EXCEPTION 'timeout % is out of range: it must be more than 0 and at most 1 day', NEW.timeout
@@ -204,23 +214,30 @@ CREATE FUNCTION @mpp.mpp_tasks_at_commit() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    mark   text;
+    marks  text;
+    newest bigint;
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RETURN NULL;
     END IF;
-    -- Once for all rows of a statement: the last one of each group.
-    IF NEW.id IS DISTINCT FROM (
-        SELECT max(t.id) FROM @mpp.mpp_tasks AS t WHERE t.finished_at IS NULL AND t.groupid = NEW.groupid
-    ) THEN
+    -- Once for all rows of a transaction: the first one of each group, as all of them are there by now. A
+    -- client that writes this setting keeps only its own reports from being superseded before the claim.
+    mark := format('%s:%s,'::text, pg_current_xact_id(), NEW.groupid);
+    marks := coalesce(current_setting('mpp.superseded', true), '');
+    IF position(mark IN marks) > 0 OR length(marks) > 100000 THEN
         RETURN NULL;
     END IF;
+    PERFORM set_config('mpp.superseded', marks || mark, true);
+    SELECT max(t.id) INTO newest FROM @mpp.mpp_tasks AS t WHERE t.finished_at IS NULL AND t.groupid = NEW.groupid;
     PERFORM @mpp.mpp_supersede(NEW.groupid);
     UPDATE @mpp.mpp_tasks AS t
     SET not_before = NULL
     FROM (
         SELECT r.id
         FROM @mpp.mpp_tasks AS r
-        WHERE r.finished_at IS NULL AND r.groupid = NEW.groupid AND r.id < NEW.id
+        WHERE r.finished_at IS NULL AND r.groupid = NEW.groupid AND r.id < newest
           AND r.status = 'pending' AND r.not_before IS NOT NULL
         FOR UPDATE SKIP LOCKED
     ) AS retry
@@ -304,21 +321,33 @@ BEGIN
 END
 $$;
 
--- The sessions that a statement waited for in vain: those that have locked the row of a task or, without
--- one, the whole table.
+-- The session that has locked the row of a task.
 CREATE FUNCTION @mpp.mpp_lockers(of_task bigint) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT coalesce(string_agg(DISTINCT l.pid::text, ', '), 'unknown')
     FROM pg_locks AS l
-    WHERE l.granted AND l.pid <> pg_backend_pid()
-      AND ((l.locktype = 'relation' AND of_task IS NULL
-            AND l.relation = (SELECT y.typrelid FROM pg_type AS y WHERE y.oid = pg_typeof(NULL::@mpp.mpp_tasks))
-            AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-            AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'))
-           OR (l.locktype = 'transactionid'
-               AND l.transactionid = (SELECT t.xmax FROM @mpp.mpp_tasks AS t WHERE t.id = of_task)))
+    WHERE l.granted AND l.pid <> pg_backend_pid() AND l.locktype = 'transactionid'
+      AND l.transactionid = (SELECT t.xmax FROM @mpp.mpp_tasks AS t WHERE t.id = of_task)
+$$;
+
+-- The sessions that have locked a table of ours against a report, or wait for such a lock, so that all others
+-- wait behind them. Reads none of these tables.
+CREATE FUNCTION @mpp.mpp_table_lockers() RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT coalesce(
+        string_agg(DISTINCT format('%s by the session with pid %s'::text, c.relname, coalesce(l.pid::text, 'unknown: a prepared transaction')), ', '),
+        'a table that is free again')
+    FROM pg_locks AS l
+    JOIN pg_class AS c ON c.oid = l.relation
+    WHERE l.locktype = 'relation' AND l.pid IS DISTINCT FROM pg_backend_pid()
+      AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+      AND c.relnamespace = (SELECT y.typnamespace FROM pg_type AS y WHERE y.oid = pg_typeof(NULL::@mpp.mpp_tasks))
+      AND c.relname ~ '^mpp_'
+      AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 $$;
 
 -- A hook has said that a node has changed: the controller compares at once.
@@ -351,9 +380,9 @@ BEGIN
     RETURNING id INTO new_id;
     RETURN new_id;
 EXCEPTION WHEN lock_not_available THEN
-    RAISE EXCEPTION 'nothing was reported: another session has locked mpp_tasks'
+    RAISE EXCEPTION 'nothing was reported: another session has locked a table of mpp-controller'
         USING ERRCODE = 'lock_not_available',
-              DETAIL = format('Locked by the session with pid %s.'::text, @mpp.mpp_lockers(NULL::bigint)),
+              DETAIL = format('Locked: %s.'::text, @mpp.mpp_table_lockers()),
               HINT = 'Report again, once that session has ended its transaction.';
 END
 $$;
@@ -608,7 +637,7 @@ LEFT JOIN LATERAL (
 WHERE t.finished_at IS NULL AND t.status = 'holding'
 GROUP BY t.groupid, s.pid, s.sessions_waiting;
 
-REVOKE ALL ON FUNCTION @mpp.mpp_supersede, @mpp.mpp_tasks_at_commit, @mpp.mpp_tasks_expiry, @mpp.mpp_lockers,
+REVOKE ALL ON FUNCTION @mpp.mpp_supersede, @mpp.mpp_tasks_at_commit, @mpp.mpp_tasks_expiry, @mpp.mpp_lockers, @mpp.mpp_table_lockers,
     @mpp.mpp_release_tasks, @mpp.mpp_end_group_session FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION @mpp.mpp_supersede TO mpp_controller;
 GRANT SELECT ON @mpp.mpp_groups, @mpp.mpp_group_sessions TO mpp_operator;

@@ -1,3 +1,5 @@
+import { setMaxListeners } from 'node:events';
+
 /** A signal that others abort, until it is released. */
 export interface LinkedSignal {
   readonly signal: AbortSignal;
@@ -29,7 +31,11 @@ export function linkSignals(sources: readonly AbortSignal[], timeoutMs?: number)
   };
   for (const { source, listen } of listeners) {
     if (source.aborted) end(source.reason);
-    else if (!controller.signal.aborted) source.addEventListener('abort', listen);
+    else if (!controller.signal.aborted) {
+      // As many as there are nodes: Node.js warns of a leak from eleven on.
+      setMaxListeners(0, source);
+      source.addEventListener('abort', listen);
+    }
   }
   return { signal: controller.signal, release };
 }

@@ -4,6 +4,7 @@ import { eachDatabase } from '../databases.js';
 import { parseDuration } from '../duration.js';
 import { ConfigError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
+import { requireContract } from '../postgres/foreign-objects.js';
 import { CheckError, endingOf } from './exit.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 import {
@@ -19,6 +20,9 @@ import { statusText } from './status-text.js';
 import { withSession } from './with-session.js';
 
 const USES = ['schema', 'databases'] as const;
+
+/** A table that another session has locked must not keep a monitor waiting. */
+const BOUNDS = { statement_timeout: 10_000, lock_timeout: 3_000, query_timeout: 12_000 };
 
 interface Flags {
   readonly json?: boolean;
@@ -88,8 +92,10 @@ async function check(io: Io, command: Command, flags: Flags): Promise<void> {
 
 async function read(settings: Settings, limits?: CheckLimits) {
   const mpp = createMPP(settings);
-  return withSession(settings, 'status', async (client) => {
+  const connection = { ...settings.connection, ...BOUNDS };
+  return withSession({ ...settings, connection }, 'status', async (client) => {
     await mpp.refuseWorker(client);
+    await requireContract(client, settings.schema);
     return {
       status: await readStatus(client),
       failures: limits === undefined ? [] : await readFailures(client, limits.failedMs),

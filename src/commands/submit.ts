@@ -4,6 +4,7 @@ import type { Settings } from '../config.js';
 import { formatDuration } from '../duration.js';
 import { ConfigError, UnreachableError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
+import { requireContract } from '../postgres/foreign-objects.js';
 import {
   CONNECT_MS,
   describeConnection,
@@ -77,6 +78,7 @@ async function submitOnce(settings: Settings, report: Report, withinMs: number):
   const mpp = createMPP(settings);
   return withSession(boundTo(settings, withinMs), 'notify', async (client) => {
     await mpp.refuseWorker(client);
+    await requireContract(client, settings.schema);
     const values = [
       report.event,
       report.groupid,

@@ -42,7 +42,7 @@ export async function commitChange(
   work: Work,
   transition: ChangeTransition,
 ): Promise<Outcome> {
-  const { task, session, hold, log } = work;
+  const { task, hold } = work;
   const { steps } = transition;
   if (!hold && !movesPrimary(transition)) return changeSecondaries(place, work, transition);
   // Without a hold the steps would make traffic wait for the answer; with one it waits already.
@@ -52,6 +52,23 @@ export async function commitChange(
     if (verdict.kind !== 'confirmed') return leaveUnconfirmed(place, work, verdict);
   }
   if (hold && steps.length === 0) return endUnchanged(place, work, hold, transition);
+  // Of two that wait for pg_dist_node, Citus would have the one with the shorter cooldown end the other.
+  const endTurn = hold ? await place.changes.take() : undefined;
+  try {
+    return await changeAndCommit(place, work, transition, isFirst);
+  } finally {
+    endTurn?.();
+  }
+}
+
+async function changeAndCommit(
+  place: Workplace,
+  work: Work,
+  transition: ChangeTransition,
+  isFirst: boolean,
+): Promise<Outcome> {
+  const { task, session, hold, log } = work;
+  const { steps } = transition;
   const busy = await lockRows(place, work);
   if (busy !== undefined) return busy;
   if (!(await runSteps(place, work, transition)))

@@ -62,7 +62,12 @@ export class LeadParts {
         this.#logger.warn({ err: error }, 'an idle session was lost');
       },
     };
-    const queue = { purpose: 'queue', max: most.queue, statementTimeoutMs: 10_000 };
+    const queue = {
+      purpose: 'queue',
+      max: most.queue,
+      statementTimeoutMs: 10_000,
+      lockTimeoutMs: 1_000,
+    };
     const group = { purpose: 'group', max: most.groups, min: most.kept.groups, busyMs: BUSY_MS };
     this.db = createPool(connection, { ...pool, ...queue });
     this.sessions = createPool(connection, { ...pool, ...group });

@@ -7,7 +7,7 @@ import type { Task } from '../tasks/task.js';
 import { boundsOf, groupBusyDelay, growingDelay, watchdogMs } from './bounds.js';
 import { commitChange, movesPrimary } from './commit-change.js';
 import { failureText, recordFailure } from './failure.js';
-import { beginGroupSession, type GroupSession } from './group-session.js';
+import { beginGroupSession, groupLocker, type GroupSession } from './group-session.js';
 import { holdTraffic } from './hold-traffic.js';
 import type { Hold } from './holds.js';
 import { persistRows } from './persist.js';
@@ -29,7 +29,7 @@ export class Processor {
 
   /** Runs one claimed task to its acknowledgement or end. Never throws. */
   async run(task: Task): Promise<Outcome> {
-    const { holds, logger, sessions } = this.#place;
+    const { holds, logger, sessions, db } = this.#place;
     const hold = holds.get(task.groupid);
     const log = logger.child({ task: task.id, groupid: task.groupid, event: task.event });
     let session = hold?.session;
@@ -42,9 +42,11 @@ export class Processor {
         if (early !== undefined) return early;
       }
       if (hold) await hold.session.bound(boundsOf(task, holds.remaining(hold)));
-      else session = await beginGroupSession(sessions, task.groupid, boundsOf(task));
+      else session = await beginGroupSession(sessions, db, task.groupid, boundsOf(task));
       if (session === undefined) {
-        const reason = 'another session works on its group';
+        const locker = await groupLocker(db, task.groupid);
+        const reason = `another session works on its group${locker ? `: ${locker}` : ''}`;
+        if (locker?.includes('application mpp-controller') === false) log.warn(reason);
         const delay = groupBusyDelay(task.attempt);
         await requeue(this.#place, task, reason, delay);
         return { again: delay };

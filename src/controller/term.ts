@@ -14,6 +14,7 @@ import { Holds, type Hold } from './holds.js';
 import { persistRows } from './persist.js';
 import { Processor } from './processor.js';
 import { Signal } from './signal.js';
+import { Turn } from './turn.js';
 import type { Outcome, Workplace } from './work.js';
 
 export interface TermOptions extends Pick<Workplace, 'siblings' | 'verification'> {
@@ -66,6 +67,7 @@ export class Term {
     this.#processor = new Processor({
       ...options,
       holds: this.#holds,
+      changes: new Turn(),
       handler: () => this.#handler,
       signal: this.#interrupt.signal,
       onHoldLost: (hold) => this.#lose(hold),

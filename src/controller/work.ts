@@ -7,6 +7,7 @@ import type { PauseSetting, Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS } from './bounds.js';
 import type { GroupSession } from './group-session.js';
 import type { Hold, Holds } from './holds.js';
+import type { Turn } from './turn.js';
 import { sameNodes } from './nodes.js';
 import { persist, persistRows } from './persist.js';
 import type { TaskCheck, Verification } from './verification.js';
@@ -18,6 +19,8 @@ export interface Workplace {
   /** For the groups' transactions. */
   readonly sessions: Pool;
   readonly holds: Holds;
+  /** Groups change pg_dist_node one after the other; see Turn. */
+  readonly changes: Turn;
   readonly handler: () => AbstractMPPHandler;
   readonly traffic: TrafficControl;
   readonly verification: Verification;

@@ -19,5 +19,6 @@ const REMEDIES: Readonly<Record<string, string>> = {
   '53200': 'the server is out of memory: raise max_locks_per_transaction, or give it more',
   '53300': 'raise max_connections, or lower MPP_MAX_SESSIONS',
   '25006': 'the server takes no writes: check default_transaction_read_only',
-  '42501': 'make the role of DATABASE_URL a member of mpp_controller, and see docs/operating.md',
+  '42501':
+    'make the role of DATABASE_URL a member of mpp_controller, and run mpp-controller bootstrap as a superuser',
 };

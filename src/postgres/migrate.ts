@@ -6,6 +6,7 @@ import { migrate } from 'postgres-migrations';
 import { DatabaseStateError, MppError } from '../errors.js';
 import { packageRoot } from '../package-root.js';
 import { refuseDistributed } from './migration-citus.js';
+import { refuseForeignObjects } from './foreign-objects.js';
 import { heldGroups } from './migration-holds.js';
 import { setUpMigration } from './migration-settings.js';
 import { inShortTries, type WatchedClient } from './migration-tries.js';
@@ -123,6 +124,7 @@ async function migrateOnce(
   await createSchema(client, schema);
   await createSchema(client, bookkeepingSchema(schema));
   await refuseOpenSchema(client, schema);
+  await refuseForeignObjects(client, schema);
   await client.query(BOOKKEEPING_TABLE);
   const applied = await appliedMigration(client, schema);
   const known = await knownMigration();

@@ -1,7 +1,9 @@
+import { Socket } from 'node:net';
 import pg from 'pg';
 import { ConfigError, DatabaseStateError, UnreachableError } from '../errors.js';
 import { closeSession } from './close.js';
 import { formatServer, type ServerAddress, type TargetSessionAttrs } from './connection/hosts.js';
+import { guardMessages } from './connection/message-guard.js';
 import { defaultPasswordFile, passwordFromFile } from './connection/password.js';
 import { ServerStream } from './connection/stream.js';
 import { checkTarget } from './connection/target.js';
@@ -50,7 +52,10 @@ export function sessionConfig(connection: Connection, purpose: string): pg.Clien
     // Set, so that node-postgres reads no variable for it; our stream encrypts.
     ssl: false,
     sslnegotiation: 'postgres',
-    ...(tls && needsStream(connection) && { stream: () => new ServerStream({ tls, hostaddr }) }),
+    stream: () =>
+      guardMessages(
+        tls && needsStream(connection) ? new ServerStream({ tls, hostaddr }) : new Socket(),
+      ),
     application_name: applicationName(purpose),
   };
 }
@@ -146,11 +151,9 @@ async function openOne(
   client.on('error', () => undefined);
   try {
     await client.connect();
+    const bounds = { statementMs: statement_timeout, lockMs: lock_timeout };
+    await setUp(client, config, { ...bounds, ...(schema === undefined ? {} : { schema }) });
     await checkTarget(client, target, config.connectionTimeoutMillis);
-    if (schema !== undefined || statement_timeout || lock_timeout) {
-      const bounds = { statementMs: statement_timeout, lockMs: lock_timeout };
-      await setUp(client, config, { ...bounds, ...(schema === undefined ? {} : { schema }) });
-    }
   } catch (error) {
     await closeSession(client);
     throw error;
@@ -188,18 +191,21 @@ export async function setUp(
   { connectionTimeoutMillis }: pg.ClientConfig,
   { schema, statementMs, lockMs }: SetUp,
 ): Promise<void> {
+  const bounds = [
+    ['statement_timeout', statementMs],
+    ['lock_timeout', lockMs],
+  ] as const;
   // The types of node-postgres know query_timeout for a whole session only.
   const statement: pg.QueryConfig & Pick<pg.ClientConfig, 'query_timeout'> = {
-    text: SET_UP,
-    values: [schema !== undefined, milliseconds(statementMs), milliseconds(lockMs)],
+    text: [
+      SET_PATH,
+      schema === undefined ? '' : SET_UP,
+      ...bounds.map(([name, ms]) => (ms ? `SET ${name} = '${Math.ceil(ms)}ms';` : '')),
+    ].join('\n'),
     ...(connectionTimeoutMillis ? { query_timeout: connectionTimeoutMillis } : {}),
   };
   await client.query(statement);
   if (schema !== undefined) nameSchema(client, schema);
-}
-
-function milliseconds(time: number | false | undefined): string | null {
-  return time ? `${Math.ceil(time)}ms` : null;
 }
 
 /**
@@ -220,24 +226,29 @@ const PINNED = `(VALUES
     ('IntervalStyle', 'postgres'),
     ('plan_cache_mode', 'auto'),
     ('row_security', 'on'),
+    ('session_replication_role', 'origin'),
     ('standard_conforming_strings', 'on'),
     ('TimeZone', 'UTC'),
     ('transform_null_equals', 'off')
   ) AS pinned (name, value)`;
 
 /**
- * pg_temp comes last, so that it hides nothing. Without jit: all our statements are short, and where one
- * looks dear to the planner, compiling it takes many times as long as running it.
+ * The first statement of every session, and one that calls no function: in `public`, which is on the path of
+ * a database by default, any role may have made one that fits a call better than PostgreSQL's own. pg_temp
+ * comes last, so that it hides nothing.
+ */
+const SET_PATH = 'SET search_path TO pg_catalog, pg_temp;';
+
+/**
+ * Without jit: all our statements are short, and where one looks dear to the planner, compiling it takes
+ * many times as long as running it.
  */
 const SET_UP = `
-  SELECT set_config('jit', 'off', false),
-         CASE WHEN $1::boolean THEN set_config('search_path', 'pg_catalog, pg_temp', false) END,
-         CASE WHEN $1::boolean THEN (
-           SELECT count(set_config(pinned.name, pinned.value, false))
-           FROM ${PINNED}
-           WHERE current_setting(pinned.name, true) IS DISTINCT FROM pinned.value) END,
-         CASE WHEN $2::text IS NOT NULL THEN set_config('statement_timeout', $2::text, false) END,
-         CASE WHEN $3::text IS NOT NULL THEN set_config('lock_timeout', $3::text, false) END`;
+  SET jit TO off;
+  SELECT count(set_config(pinned.name, pinned.value, false))
+  FROM ${PINNED}
+  WHERE current_setting(pinned.name, true) IS DISTINCT FROM pinned.value
+    AND (pinned.name <> 'session_replication_role' OR has_parameter_privilege(pinned.name, 'SET'));`;
 
 /** Hosts, ports and database for a message; never the password. */
 export function describeConnection(connection: Connection): string {

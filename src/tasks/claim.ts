@@ -193,10 +193,6 @@ const CLAIM = `
     SELECT f.* FROM first AS f
     UNION ALL
     SELECT o.* FROM other AS o
-  ), lock AS (
-    INSERT INTO @mpp.mpp_groups (groupid)
-    SELECT n.groupid FROM next AS n WHERE NOT n.superseded
-    ON CONFLICT DO NOTHING
   ), claimed AS (
     UPDATE @mpp.mpp_tasks AS t
     SET status = 'claimed',

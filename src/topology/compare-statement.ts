@@ -8,7 +8,8 @@ const MOST_SECONDARIES = 64;
  * and as a rule gives no group; everything after it looks at those groups alone.
  *
  * - `successor`: a coordinator that was promoted after this server. What ours says is not true any more
- *   then, and nothing is done; that the lead ends is for RivalWatch, which asks that server itself.
+ *   then, and nothing is done; that the lead ends is for RivalWatch, which asks that server itself. A report
+ *   by mpp_report alone does not count here: any client could stop the work on every group with it.
  * - `differing`: a fresh member whose row is not as it says, or a task of ours that may be out of date.
  * - `asked`: some of them, because what follows grows with the square of their number; those without
  *   a task of ours first, and by lot, so that groups for which nothing can be done keep nobody out.
@@ -35,7 +36,8 @@ export function compareStatement(nodesQuery: string): string {
   ), successor AS MATERIALIZED (
     SELECT m.nodename, m.nodeport, m.timeline
     FROM @mpp.mpp_members AS m
-    WHERE m.groupid = 0 AND m.source = ANY ($2::text[]) AND m.role = 'primary' AND @mpp.mpp_is_up(m.state)
+    WHERE m.groupid = 0 AND m.source = ANY ($2::text[]) AND m.source <> 'table'
+      AND m.role = 'primary' AND @mpp.mpp_is_up(m.state)
       AND m.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond'
       AND m.timeline > ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::integer LIMIT 1
   ), differing AS (

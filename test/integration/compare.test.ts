@@ -60,12 +60,21 @@ describe('the comparison of members with pg_dist_node', () => {
     await members.catalog([...PAIR, { node: 'x', groupid: 0 }]);
     await members.members([
       { node: 'b', role: P },
-      { node: 'y', role: P, groupid: 0, timeline: 2 },
+      { node: 'y', role: P, groupid: 0, timeline: 2, source: 'probe' },
     ]);
     const problem = expect.stringMatching(/y:5432 is the coordinator now, on timeline 2/) as string;
     expect(await members.compare()).toEqual({ tasks: [], problems: [{ groupid: 0, problem }] });
     await db.query("DELETE FROM mpp_members WHERE nodename = 'y'");
     await members.members([{ node: 'y', role: P, groupid: 0, timeline: 1 }]);
+    expect((await members.wishes()).sort()).toEqual(['0: y [as they are]', '1: b [as they are]']);
+  });
+
+  it('goes on with the other groups when a hook alone reports another coordinator', async () => {
+    await members.catalog([...PAIR, { node: 'x', groupid: 0 }]);
+    await members.members([
+      { node: 'b', role: P, source: 'probe' },
+      { node: 'y', role: P, groupid: 0, timeline: 999, source: 'table' },
+    ]);
     expect((await members.wishes()).sort()).toEqual(['0: y [as they are]', '1: b [as they are]']);
   });
 
@@ -137,6 +146,16 @@ describe('the comparison of members with pg_dist_node', () => {
       expect(await members.wishes()).toEqual(BOTH.slice(1));
       await force(id, "created_at = now() - interval '1 minute'");
       expect(await members.wishes()).toEqual(BOTH.slice(0, 1));
+    });
+
+    it('a report only once it is committed: its transaction may stay open for long', async () => {
+      const other = await contract.session();
+      await other.query('BEGIN');
+      await contract.report({ event: 'before_demote', groupid: 1, nodename: 'a' }, other);
+      expect((await members.wishes()).sort()).toEqual(BOTH);
+      await db.query('DELETE FROM mpp_tasks');
+      await other.query('COMMIT');
+      expect(await members.wishes()).toEqual(BOTH.slice(1));
     });
 
     it('a task of ours that is out of date: it is replaced, also when nothing else differs', async () => {

@@ -43,6 +43,19 @@ describe('linkSignals', () => {
     for (let round = 0; round < 1_000; round += 1) linkSignals([source.signal], 60_000).release();
     expect(kept(source.signal)).toBe(0);
   });
+
+  it('links any number of signals to a source without a warning', async () => {
+    const warnings: Error[] = [];
+    const listen = (warning: Error): number => warnings.push(warning);
+    process.on('warning', listen);
+    const source = new AbortController();
+    const links = Array.from({ length: 100 }, () => linkSignals([source.signal]));
+    // Node.js emits warnings in a later turn.
+    await new Promise((resolve) => setImmediate(resolve));
+    process.off('warning', listen);
+    expect(warnings).toEqual([]);
+    for (const link of links) link.release();
+  });
 });
 
 describe('what polls for as long as a controller runs', () => {

@@ -76,7 +76,9 @@ export class Server {
 
   /** Opens a session; the caller ends it. */
   async connect(purpose = 'test', database = 'postgres'): Promise<Client> {
-    return nameSchema(await openSession({ ...this.connection, database }, purpose), 'public');
+    const session = await openSession({ ...this.connection, database }, purpose);
+    await session.query('RESET search_path');
+    return nameSchema(session, 'public');
   }
 
   /** Runs `work` in a session of its own, which is ended in any case. */
