@@ -446,7 +446,8 @@ BEGIN
             -- Until it is known how this attempt ends, the row has the reason of the one before.
             CASE WHEN NEW.status <> 'claimed' OR NEW.attempt = 1 THEN NEW.reason END, NEW.attempt,
             CASE WHEN TG_OP = 'UPDATE' THEN NEW.claimed_by END, before::jsonb, after::jsonb);
-    IF NEW.status NOT IN ('pending', 'claimed') THEN
+    -- A queue that is full would keep the task from ending; a waiter also looks by itself.
+    IF NEW.status NOT IN ('pending', 'claimed') AND pg_notification_queue_usage() < 0.9 THEN
         PERFORM pg_notify('mpp_task_status', json_build_object(
             'id', NEW.id, 'groupid', NEW.groupid, 'event', NEW.event, 'status', NEW.status)::text);
     END IF;
@@ -462,10 +463,30 @@ RETURN state IN ('running', 'streaming');
 
 -- Refuses what no node can be, where it enters, and keeps the time of the last change: whether one
 -- source is older news than another depends on it.
+-- The group that pg_dist_node has a node in; NULL where it has no row, or in a database without Citus.
+CREATE FUNCTION @mpp.mpp_registered_group(host text, port integer) RETURNS integer
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $fn$
+DECLARE
+    found integer;
+BEGIN
+    IF to_regclass('pg_catalog.pg_dist_node') IS NULL THEN
+        RETURN NULL;
+    END IF;
+    EXECUTE 'SELECT n.groupid FROM pg_catalog.pg_dist_node AS n WHERE n.nodename = $1 AND n.nodeport = $2'
+        INTO found USING host, port;
+    RETURN found;
+END
+$fn$;
+REVOKE ALL ON FUNCTION @mpp.mpp_registered_group FROM PUBLIC;
+
 CREATE OR REPLACE FUNCTION @mpp.mpp_members_before_write() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $fn$
+DECLARE
+    registered integer;
 BEGIN
     IF NEW.groupid IS NULL OR NEW.groupid < 0 THEN
         RAISE EXCEPTION 'group % is not a group: group ids start at 0, the coordinator', coalesce(NEW.groupid::text, 'NULL')
@@ -495,10 +516,10 @@ BEGIN
                   HINT = 'Report with mpp_report(): its source is table.';
     END IF;
     PERFORM @mpp.mpp_check_group(NEW.groupid);
-    -- A node that is reported into another group is taken from the one that it is in.
-    IF TG_OP = 'UPDATE' THEN
-        PERFORM @mpp.mpp_check_group(OLD.groupid);
-    END IF;
+    -- A node that is reported into another group is taken from the one that it is in. What the catalog says
+    -- comes before what another role has reported.
+    registered := @mpp.mpp_registered_group(NEW.nodename, NEW.nodeport);
+    PERFORM @mpp.mpp_check_group(coalesce(registered, CASE TG_OP WHEN 'UPDATE' THEN OLD.groupid ELSE NEW.groupid END));
     -- A report of the future would stay fresh for as long.
     NEW.reported_at := least(NEW.reported_at, clock_timestamp());
     NEW.reported_by := session_user;

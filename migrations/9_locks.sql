@@ -151,7 +151,8 @@ BEGIN
                max(p.id) FILTER (WHERE p.attempt = 0 AND p.is_fact) AS any_fact,
                max(p.id) FILTER (WHERE p.attempt = 0 AND p.is_client AND p.event <> 'suspect') AS report,
                max(p.id) FILTER (WHERE p.attempt = 0 AND p.is_client AND p.is_fact) AS fact,
-               max(p.id) FILTER (WHERE p.is_client AND p.is_fact) AS open_fact,
+               -- One that was tried so often names a node that is no primary yet, and keeps no other from it.
+               max(p.id) FILTER (WHERE p.is_client AND p.is_fact AND p.attempt < 5) AS open_fact,
                min(p.id) FILTER (WHERE p.attempt = 0) AS oldest
         FROM pending AS p
     ), done AS MATERIALIZED (
@@ -237,7 +238,7 @@ BEGIN
     FROM (
         SELECT r.id
         FROM @mpp.mpp_tasks AS r
-        WHERE r.finished_at IS NULL AND r.groupid = NEW.groupid AND r.id < newest
+        WHERE r.finished_at IS NULL AND r.groupid = NEW.groupid AND r.id < greatest(newest, NEW.id)
           AND r.status = 'pending' AND r.not_before IS NOT NULL
         FOR UPDATE SKIP LOCKED
     ) AS retry
@@ -306,7 +307,10 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM pg_notify('mpp_tasks', '');
+    -- A queue that is full would refuse the report; the controller also looks by itself.
+    IF pg_notification_queue_usage() < 0.9 THEN
+        PERFORM pg_notify('mpp_tasks', '');
+    END IF;
     RETURN NULL;
 END
 $$;

@@ -261,8 +261,16 @@ function describeServers(connection: Connection): string {
     .join(',');
 }
 
-/** One line for any thrown value. node-postgres throws an AggregateError with an empty message. */
+/** A message may come from a server that is not ours. */
+const MOST_TEXT = 1_000;
+
+/**
+ * One printable line for any thrown value, at most 1,000 characters: a message may be what a foreign server
+ * has sent. node-postgres throws an AggregateError with an empty message.
+ */
 export function errorText(error: unknown): string {
   if (error instanceof AggregateError) return error.errors.map(errorText).join('; ');
-  return error instanceof Error ? error.message : String(error);
+  const text = error instanceof Error ? error.message : String(error);
+  const line = text.slice(0, 4 * MOST_TEXT).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\s]+/gu, ' ');
+  return line.length > MOST_TEXT ? `${line.slice(0, MOST_TEXT)} …` : line;
 }

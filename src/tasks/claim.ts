@@ -121,7 +121,8 @@ const comesTooLate = `
             AND f.groupid = t.groupid
             AND f.status = 'pending'
             AND f.event = 'after_promote'
-            AND f.source = 'client'))`;
+            AND f.source = 'client'
+            AND f.attempt < 5))`;
 
 const candidate = (scope: string, order: string): string => `
     SELECT t.id, t.groupid, ${isSuperseded('t')} OR ${comesTooLate} AS superseded

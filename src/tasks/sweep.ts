@@ -70,8 +70,8 @@ export async function takeBack(db: Queryable, { busy, held }: SweepScope): Promi
 
 /**
  * Locking the group's row is what proves it free; the lock is given back when the statement commits, so a
- * controller that wants it at that moment tries again. A group without a row gets one, and is found the
- * next time.
+ * controller that wants it at that moment tries again. A group without a row gets one: no other session can
+ * have locked that.
  */
 const TAKE_BACK = `
   WITH running AS MATERIALIZED (
@@ -83,6 +83,7 @@ const TAKE_BACK = `
     INSERT INTO @mpp.mpp_groups (groupid)
     SELECT r.groupid FROM running AS r
     ON CONFLICT DO NOTHING
+    RETURNING groupid
   ), free AS MATERIALIZED (
     SELECT g.groupid
     FROM @mpp.mpp_groups AS g
@@ -93,7 +94,7 @@ const TAKE_BACK = `
     SELECT t.id
     FROM @mpp.mpp_tasks AS t
     WHERE t.status IN ('claimed', 'holding')
-      AND (t.groupid IN (SELECT f.groupid FROM free AS f)
+      AND (t.groupid IN (SELECT f.groupid FROM free AS f UNION ALL SELECT m.groupid FROM missing AS m)
            OR (t.status = 'claimed' AND t.groupid = ANY ($2::integer[]) AND t.groupid <> ALL ($1::integer[])))
     ORDER BY t.id
     LIMIT $3

@@ -4,6 +4,13 @@ const MOST_GROUPS = 250;
 const MOST_SECONDARIES = 64;
 
 /**
+ * A report of a node that has not become the primary that it says in several attempts, some ten seconds. It
+ * goes on being tried, and does not keep a node from being followed that says so itself. The
+ * migrations have the same rule, in mpp_supersede().
+ */
+const IS_STUCK = "t.event = 'after_promote' AND t.status = 'pending' AND t.attempt >= 5";
+
+/**
  * From the cheap to the dear: `differing` is one hash join of all members with all rows of the catalog,
  * and as a rule gives no group; everything after it looks at those groups alone.
  *
@@ -81,7 +88,8 @@ export function compareStatement(nodesQuery: string): string {
       FROM @mpp.mpp_tasks AS t
       WHERE t.finished_at IS NULL
         AND t.groupid = a.groupid
-        AND (t.source = 'client' OR t.event <> 'after_promote'))
+        AND (t.source = 'client' OR t.event <> 'after_promote')
+        AND NOT (${IS_STUCK}))
   ), here AS MATERIALIZED (
     SELECT n.*
     FROM node AS n

@@ -104,6 +104,7 @@ describe('a migration of a database that has settings of its own', () => {
 
   async function open(database: string, user = 'postgres'): Promise<Client> {
     const session = await openSession({ ...server.server.connection, database, user }, 'test');
+    await session.query('RESET search_path');
     sessions.push(session);
     return session;
   }

@@ -41,6 +41,7 @@ describe('migrations', () => {
 
   async function open(database: string, user = 'postgres'): Promise<Client> {
     const session = await openSession({ ...server.server.connection, database, user }, 'test');
+    await session.query('RESET search_path');
     sessions.push(session);
     return session;
   }

@@ -171,5 +171,11 @@ function supersedes(newer: Kind, older: Kind): boolean {
   return older.event !== 'after_promote' || newer.event === 'after_promote';
 }
 
-const isClientsFact = ({ event, source }: Kind) => event === 'after_promote' && source === 'client';
+/** One that was tried five times keeps no other from the group. */
+const isClientsFact = ({
+  event,
+  source,
+  attempt,
+}: Pick<ModelTask, 'event' | 'source' | 'attempt'>) =>
+  event === 'after_promote' && source === 'client' && attempt < 5;
 const isForeignFact = ({ event, source }: Kind) => event === 'after_promote' && source !== 'client';

@@ -133,9 +133,15 @@ async function takeTurn(guard: pg.Client, timeoutMs: number): Promise<void> {
     await guard.query('SELECT pg_advisory_lock($1, 0)', [BOOTSTRAP_LOCK]);
   } catch (error) {
     if (sqlState(error) !== LOCK_NOT_AVAILABLE) throw error;
+    const holders = await guard.query<{ holder: string; rolsuper: boolean | null }>(TURN_HOLDERS, [
+      BOOTSTRAP_LOCK,
+    ]);
+    // Any role can take the lock, and only a superuser can be setting up.
+    if (holders.rows.every(({ rolsuper }) => rolsuper !== true)) return;
+    const names = holders.rows.map(({ holder }) => holder).join(', ');
     throw new DatabaseStateError(
       'BOOTSTRAP_LOCK',
-      'another bootstrap of this database has not ended; wait for it, or raise MPP_MIGRATE_TIMEOUT',
+      `another bootstrap of this database has not ended (${names}); wait for it, or raise MPP_MIGRATE_TIMEOUT`,
       { retryable: true },
     );
   }
@@ -203,6 +209,14 @@ async function ensureCoordinator(
 function madeIf(changed: boolean): Outcome['outcome'] {
   return changed ? 'done' : 'already there';
 }
+
+const TURN_HOLDERS = `
+  SELECT format('pid %s, role %s'::text, l.pid, r.rolname) AS holder, r.rolsuper
+  FROM pg_locks AS l
+  LEFT JOIN pg_stat_get_activity(l.pid) AS a ON true
+  LEFT JOIN pg_roles AS r ON r.oid = a.usesysid
+  WHERE l.locktype = 'advisory' AND l.classid = $1::integer::oid AND l.objid = 0 AND l.objsubid = 2 AND l.granted
+    AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())`;
 
 const LOCK_NOT_AVAILABLE = '55P03';
 const CHECK_VIOLATION = '23514';

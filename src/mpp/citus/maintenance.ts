@@ -23,6 +23,8 @@ export const MAINTENANCE_READY = `(
     FROM (SELECT pg_catalog.length(pg_catalog.pg_stat_clear_snapshot()::text) AS zero OFFSET 0) AS fresh
     CROSS JOIN LATERAL pg_catalog.pg_stat_get_activity(nullif(fresh.zero, 0)) AS a
     WHERE a.application_name = 'Citus Maintenance Daemon'
+      -- Any session may have that name; the daemon runs as the owner of the extension.
+      AND a.usesysid IN (SELECT r.oid FROM pg_catalog.pg_roles AS r WHERE r.rolsuper)
       AND a.datid = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = pg_catalog.current_database())))`;
 
 /**

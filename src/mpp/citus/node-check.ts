@@ -24,8 +24,25 @@ export async function prepareAsking(session: ClientBase): Promise<AskNode> {
     const [row] = answer.rows;
     if (row === undefined) throw new Error('the statement ASK returns one row');
     const { localGroup = null, ...rest } = row;
-    return { ...rest, localGroup, systemIdentifier, startedAt: node.startedAt };
+    return checked({ ...rest, localGroup, systemIdentifier, startedAt: node.startedAt });
   };
+}
+
+/** What answers may be no PostgreSQL at all. @throws Error when no PostgreSQL answers so */
+function checked(answer: NodeAnswer): NodeAnswer {
+  const { inRecovery, timeline, localGroup, systemIdentifier, startedAt } = answer;
+  const isWhole = (value: unknown): boolean => value === null || Number.isInteger(value);
+  const isNumber = (value: string): boolean => /^\d{1,20}(\.\d{1,9})?$/.test(value);
+  if (
+    typeof inRecovery === 'boolean' &&
+    isWhole(timeline) &&
+    isWhole(localGroup) &&
+    (systemIdentifier === null || isNumber(systemIdentifier)) &&
+    isNumber(startedAt)
+  ) {
+    return answer;
+  }
+  throw new Error('the node answers what no PostgreSQL server does');
 }
 
 /** One statement finds PostgreSQL's own objects alone from then on, and none that the node's role made. */
