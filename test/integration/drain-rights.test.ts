@@ -149,7 +149,7 @@ describe('what the role of a controller may do', () => {
     expect(task.status).toBe('holding');
     expect(task.reason).toContain('writes wait, reads do not: this role may not lock public.');
     expect(task.reason).toContain(`what enters through ${entry.address} does not wait: `);
-    const said = controller.log.findLast(({ msg }) => msg.includes('traffic waits'));
+    const said = controller?.log.findLast(({ msg }) => msg.includes('traffic waits'));
     expect(said).toMatchObject({
       msg: 'less traffic waits than was asked for',
       reason: task.reason,
