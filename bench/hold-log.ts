@@ -9,7 +9,7 @@ export interface HoldLog {
 /** The holds that the controller has made wait so far, oldest first. */
 export function holdsOf(controller: ControllerProcess): HoldLog[] {
   return controller.log
-    .filter(({ msg }) => msg === 'traffic waits')
+    .filter(({ msg }) => /traffic waits/.test(msg))
     .map(({ yields, looks }) => ({
       yields: typeof yields === 'number' ? yields : null,
       looks: typeof looks === 'number' ? looks : null,

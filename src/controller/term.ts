@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Pool, PoolClient } from 'pg';
 import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
@@ -5,7 +6,7 @@ import { OncePerChange } from '../observe/once-per-change.js';
 import { remedyOf } from '../observe/remedy.js';
 import { errorText } from '../postgres/session.js';
 import { claimTask, othersWait, type Claimed } from '../tasks/claim.js';
-import { endTasks, stillHolding } from '../tasks/finish.js';
+import { endTasks, readRelease, stillHolding } from '../tasks/finish.js';
 import { takeBack } from '../tasks/sweep.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { Alarms } from './alarms.js';
@@ -34,6 +35,8 @@ export interface TermOptions extends Pick<Workplace, 'siblings' | 'verification'
 /** How long a stop waits for a commit before it cancels it, in milliseconds. */
 const COMMIT_GRACE_MS = 5_000;
 const CANCEL_AGAIN_MS = 100;
+/** How long the transaction of mpp_release may take after it has ended the session of a hold. */
+const RELEASE_COMMIT_MS = 300;
 
 /**
  * The work of the active controller: claim, run, look again. All it knows of the queue is in the
@@ -272,10 +275,20 @@ export class Term {
 
   #lose(hold: Hold): void {
     if (!this.#holds.remove(hold)) return;
-    this.#options.logger.warn({ groupid: hold.groupid, pid: hold.session.pid }, 'hold lost');
     hold.session.destroy();
+    void this.#logLoss(hold);
     this.#doubt = true;
     this.wake();
+  }
+
+  /** mpp_release ends the session first and commits the end of the tasks right after it. */
+  async #logLoss(hold: Hold): Promise<void> {
+    const { db, logger } = this.#options;
+    await sleep(RELEASE_COMMIT_MS);
+    const reason = await readRelease(db, hold.attempts).catch(() => undefined);
+    const fields = { groupid: hold.groupid, sessionPid: hold.session.pid };
+    if (reason === undefined) logger.warn(fields, 'hold lost');
+    else logger.info({ ...fields, reason }, 'hold ended by an operator');
   }
 
   async #inspect(rebuildAt: string | null): Promise<void> {

@@ -291,3 +291,28 @@ const PRUNE = `
     DELETE FROM @mpp.mpp_task_log AS l USING old WHERE l.task_id = old.id
   )
   DELETE FROM @mpp.mpp_tasks AS t USING old WHERE t.id = old.id`;
+
+/**
+ * Why a hold that this controller did not end itself has ended: the reason of its newest task if that was
+ * rolled back.
+ *
+ * @returns undefined when the task is open, or has another end.
+ */
+export async function readRelease(
+  db: Queryable,
+  attempts: readonly Attempt[],
+): Promise<string | undefined> {
+  const { rows } = await db.query<{ reason: string }>({
+    name: 'mpp-read-release',
+    text: READ_RELEASE,
+    values: [attempts.map(({ id }) => id)],
+  });
+  return rows[0]?.reason;
+}
+
+const READ_RELEASE = `
+  SELECT t.reason
+  FROM @mpp.mpp_tasks AS t
+  WHERE t.id = ANY ($1::bigint[]) AND t.status = 'rolled_back' AND t.reason IS NOT NULL
+  ORDER BY t.id DESC
+  LIMIT 1`;

@@ -149,6 +149,11 @@ describe('what the role of a controller may do', () => {
     expect(task.status).toBe('holding');
     expect(task.reason).toContain('writes wait, reads do not: this role may not lock public.');
     expect(task.reason).toContain(`what enters through ${entry.address} does not wait: `);
+    const said = controller?.log.findLast(({ msg }) => msg.includes('traffic waits'));
+    expect(said).toMatchObject({
+      msg: 'less traffic waits than was asked for',
+      reason: task.reason,
+    });
     const sent = await (await through(h.cluster.coordinator)).sendAndWait(UPDATE, [subject.key]);
     await (
       await through(h.cluster.coordinator)

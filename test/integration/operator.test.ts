@@ -1,5 +1,6 @@
 import type { Client } from 'pg';
 import { afterAll, afterEach, beforeAll, describe, expect, inject, it } from 'vitest';
+import type { ControllerProcess } from '../support/controller-process.js';
 import { Barrier } from '../support/faults/barrier.js';
 import { primaryAddress, subjectOf, type Subject } from '../support/faults/subject.js';
 import { Harness, type ReportInput } from '../support/harness.js';
@@ -9,12 +10,13 @@ const UPDATE_NODE = 'SELECT citus_update_node($1, $2, $3, $4, $5)';
 
 describe("row Q: an operator's own hand", () => {
   let h: Harness;
+  let controller: ControllerProcess;
   let operator: Client;
 
   beforeAll(async () => {
     h = await Harness.start({ template: inject('template'), secondaries: true });
     // What an operator does to the catalog is the subject here, not whether a node is what is reported.
-    await h.startController({ MPP_VERIFY: 'off' });
+    controller = await h.startController({ MPP_VERIFY: 'off' });
     operator = await h.cluster.coordinator.connect('operator');
   });
   afterAll(async () => {
@@ -92,6 +94,14 @@ describe("row Q: an operator's own hand", () => {
     expect(await h.ended(demote.id)).toMatchObject({ status: 'rolled_back' });
     expect((await h.ended(promote.id)).reason).toBe('released by postgres');
     await subject.settled();
+    const line = await controller.logged('who ended the hold', ({ groupid, msg }) => {
+      return groupid === 2 && /^hold (lost|ended)/.test(msg);
+    });
+    expect(line).toMatchObject({
+      level: 'info',
+      msg: 'hold ended by an operator',
+      reason: 'released by postgres',
+    });
     expect(await released(2)).toBe(false);
     expect(await primaryAddress(h, 2)).toEqual(subject.node);
   });

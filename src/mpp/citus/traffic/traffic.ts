@@ -81,6 +81,7 @@ export class CitusTraffic implements TrafficControl {
       try {
         const lanes = await this.#open(request, strategy, coordinator, entries, locks);
         request.session.onEnd((outcome) => this.#end(coordinator, lanes, outcome));
+        const held = pausing(request, strategy, lanes, fellBack);
         this.#options.logger.info(
           {
             groupid: request.node.groupid,
@@ -90,10 +91,11 @@ export class CitusTraffic implements TrafficControl {
             tookMs: Math.round(performance.now() - began),
             yields: lanes.main.yields + lanes.side.reduce((sum, { lane }) => sum + lane.yields, 0),
             looks: this.#watch.looks - looks,
+            ...(held.reason !== null && { reason: held.reason }),
           },
-          'traffic waits',
+          held.reason === null ? 'traffic waits' : 'less traffic waits than was asked for',
         );
-        return pausing(request, strategy, lanes, fellBack);
+        return held;
       } catch (error) {
         // A table of another owner may have come since the strategy was chosen.
         if (!(error instanceof DatabaseStateError) || error.code !== 'NOT_OWNER') throw error;
