@@ -70,6 +70,7 @@ it(
       'test',
     );
     try {
+      await session.query('RESET search_path');
       await session.query(insert ?? '');
       await waitFor('sessions of the traffic to wait for the hold', async () => {
         const { rows } = await session.query('SELECT FROM mpp_holds WHERE sessions_waiting > 0');

@@ -37,6 +37,7 @@ describe.skipIf(missing !== undefined || inject('template').binaries.hasCitus)(
         { host: leader.host, port: leader.port, user: 'postgres', database: 'postgres' },
         'test',
       );
+      await session.query('RESET search_path');
       await installStandin(session).finally(() => session.end());
       await h.startController({
         MPP_TOPOLOGY: 'patroni',
