@@ -102,6 +102,8 @@ const OPERATOR_CODES: ReadonlySet<string> = new Set([
   'SCHEMA_OLDER',
   'SCHEMA_NEWER',
   'SCHEMA_OPEN',
+  'SCHEMA_FOREIGN',
+  'SCHEMA_DISTRIBUTED',
 ]);
 
 /** One line for any error; of PostgreSQL's, what it said and what to do about it. */

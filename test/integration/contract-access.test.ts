@@ -176,7 +176,13 @@ describe.each(SCHEMAS)('what a client may ask for, in schema $schema', ({ schema
     });
 
     it('out of range are refused, not cut', async () => {
-      for (const asked of [{ timeout: '2 days' }, { timeout: '-1 s' }, { cooldown: '-1 s' }]) {
+      const months = '12 months -359 days -23:59:59';
+      const asked_for = [
+        ...[{ timeout: '2 days' }, { timeout: '-1 s' }, { cooldown: '-1 s' }],
+        ...[{ timeout: months }, { cooldown: months }, { timeout: '1 month -30 days 1 s' }],
+        ...[{ timeout: '-1 year 360 days 1 s' }],
+      ];
+      for (const asked of asked_for) {
         const columns = { ...FINE, ...asked };
         const text = `INSERT INTO mpp_tasks (${Object.keys(columns).join()}) VALUES ($1, $2, $3, $4)`;
         expect(await sqlstateOf(client, text, Object.values(columns))).toBe('22023');
