@@ -106,6 +106,31 @@ describe("row Q: an operator's own hand", () => {
     expect(await primaryAddress(h, 2)).toEqual(subject.node);
   });
 
+  it('row Q: VACUUM FULL that waits for a hold does not keep the hold from being committed', async () => {
+    const subject = await subjectOf(h, 2);
+    expect(await request('before_demote', subject, subject.node)).toMatchObject({
+      status: 'holding',
+    });
+    const tidy = await h.cluster.coordinator.connect('tidy');
+    const tidied = tidy.query('VACUUM FULL mpp_groups');
+    try {
+      await waitFor('VACUUM to wait for the hold', async () => {
+        const { rowCount } = await h.db.query(
+          "SELECT FROM pg_locks WHERE NOT granted AND relation = 'mpp_groups'::regclass",
+        );
+        return rowCount === 1;
+      });
+      // As long as the hold: the report must not have to wait for its end.
+      const after = await request('after_promote', subject, subject.next);
+      expect(after).toMatchObject({ status: 'done', attempt: 1 });
+      await tidied;
+    } finally {
+      await tidy.end();
+    }
+    expect(await primaryAddress(h, 2)).toEqual(subject.next);
+    await subject.settled();
+  });
+
   it('row Q: mpp_release while the hold waits for its locks', async () => {
     const subject = await subjectOf(h, 2);
     const barrier = await Barrier.beforeHold(h, subject.key);
