@@ -45,7 +45,7 @@ export interface Ending {
   readonly line: string | null;
 }
 
-/** What a thrown value means to whoever called the command: an exit code and one line. */
+/** What a thrown value means to the caller of the command: an exit code and one line. */
 export function endingOf(error: unknown): Ending {
   if (error instanceof CommanderError) {
     // Commander has printed its own line. It throws for --help and --version as well, with exit code 0.

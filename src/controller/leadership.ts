@@ -150,7 +150,7 @@ export class Leadership {
     return (rowCount ?? 0) > 0;
   }
 
-  /** @param key of the leader that was seen to be gone; nobody else's place is taken. */
+  /** @param key of the leader that was seen to be gone; no other leader's place is taken. */
   async #take(key: number | null): Promise<Attempt> {
     const own = await this.#lockKey();
     if (own === undefined) return { leads: false, reason: 'no lock for a leader could be had' };

@@ -59,7 +59,7 @@ export interface Work {
 export interface Outcome {
   /** After how many milliseconds the queue should be looked at because of it. */
   readonly again?: number;
-  /** True after an error: what we know of the server is read anew. */
+  /** True after an error: what we know of the server is read again. */
   readonly doubt?: boolean;
 }
 

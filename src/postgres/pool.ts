@@ -12,7 +12,7 @@ export interface PoolOptions {
   /** What the sessions are for, in application_name. */
   readonly purpose: string;
   readonly max: number;
-  /** So many are not closed when nobody has used them for a minute; none by default. */
+  /** So many are not closed when they have not been used for a minute; none by default. */
   readonly min?: number;
   /** How long a caller waits while all sessions are in use, in milliseconds; see PoolBusyError. */
   readonly busyMs?: number;

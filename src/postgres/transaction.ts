@@ -132,7 +132,7 @@ export class Transaction {
     }
   }
 
-  /** Sets the bounds anew, counted from now. */
+  /** Sets the bounds again, counted from now. */
   async bound(bounds: Bounds): Promise<void> {
     await this.client.query({ name: 'mpp-bound', text: BOUND, values: boundValues(bounds) });
   }

@@ -3,7 +3,7 @@ import type { Attempt } from '../tasks/finish.js';
 
 /** What a look into this database says of a report that waits for its siblings. */
 export interface OwnSight {
-  /** True when another event of the group has been reported, so that nobody is to wait any longer. */
+  /** True when another event of the group has been reported, so that no session is to wait any longer. */
   readonly hurried: boolean;
   /** Siblings that have yet to be told. */
   readonly untold: readonly string[];
@@ -16,7 +16,7 @@ export interface SiblingSight {
   /** Status and reason of the copy; null when there is none. */
   readonly status: string | null;
   readonly reason: string | null;
-  /** True when somebody else's report is about to make it wait there. */
+  /** True when another session's report is about to make it wait there. */
   readonly coming: boolean;
   /** True when a controller is active there. */
   readonly led: boolean;
@@ -71,7 +71,7 @@ export async function markHeld(db: Queryable, attempt: Attempt): Promise<number 
 
 const MARK_HELD = `
   UPDATE @mpp.mpp_tasks AS t
-  -- One that is taken up again waits anew: until now its traffic went on.
+  -- One that is taken up again waits again: until now its traffic went on.
   SET held_at = clock_timestamp()
   WHERE t.id = $1 AND t.claimed_by = $2 AND t.attempt = $3 AND t.status = 'claimed'
     AND t.source = 'client' AND t.origin_id IS NULL

@@ -88,7 +88,7 @@ function isErrorBody(body: Buffer): boolean {
 
 /**
  * Has a stream end with an error where what the server sends cannot be read. Otherwise an exception of
- * the parser, thrown to nobody, would end the whole process: any address that is reported is connected to.
+ * the parser, which no caller catches, would end the whole process: any address that is reported is connected to.
  */
 export function guardMessages<T extends Duplex>(stream: T): T {
   const scanner = new MessageScanner();

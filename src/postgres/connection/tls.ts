@@ -12,7 +12,7 @@ const MODES = ['disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-ful
 
 const VERSIONS = ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const satisfies SecureVersion[];
 
-/** A file by its path, and whether somebody named it: a default file need not be there. */
+/** A file by its path, and whether a setting named it: a default file need not be there. */
 interface NamedFile {
   readonly path: string;
   readonly origin: string | undefined;
