@@ -131,6 +131,8 @@ describe('entry nodes of a hold', () => {
     const { port } = h.cluster.coordinator;
     controller = await h.startController({
       MPP_NODE_URL: `postgres://watcher@any:${port}/postgres`,
+      // The primary knows no watcher either.
+      MPP_VERIFY: 'off',
     });
     const task = await held(await demote());
     expect(task.reason).toContain(`what enters through ${other.address} does not wait: `);
