@@ -69,7 +69,10 @@ type Step = typeof step extends fc.Arbitrary<infer T> ? T : never;
 
 async function sweep(db: pg.Client, busy: readonly number[]): Promise<void> {
   await expire(db);
-  await takeBack(db, { busy, held: [] });
+  const swept = await takeBack(db, { busy, held: [] });
+  // The model has no clock: what is put off for a moment is due at once.
+  const ids = swept.filter(({ status }) => status === 'pending').map(({ id }) => id);
+  await db.query('UPDATE mpp_tasks SET not_before = NULL WHERE id = ANY ($1::bigint[])', [ids]);
 }
 
 /** The queue of PostgreSQL beside that of the model, each step done to both. */

@@ -33,18 +33,19 @@ export class QueueModel {
       if (supersedes(task, older)) older.status = 'superseded';
       older.delayed = false;
     }
-    const fact = this.#pending(groupid).some(isClientsFact);
-    if (isForeignFact(task) && fact) task.status = 'superseded';
     this.tasks.push(task);
+    this.#giveWay(groupid);
     return task;
   }
 
-  /** What a controller with these groups takes next. */
+  /** What a controller with these groups takes next. Ends what must not run beside a client's report. */
   next(open: boolean): ModelTask | undefined {
     const held = this.held();
-    return this.tasks
-      .filter((task) => this.#claimable(task) && (open || held.includes(task.groupid)))
+    const task = this.tasks
+      .filter((each) => this.#claimable(each) && (open || held.includes(each.groupid)))
       .sort((a, b) => this.#rank(a, b))[0];
+    const mustNot = task && isForeignFact(task) && this.#giveWay(task.groupid);
+    return mustNot ? this.next(open) : task;
   }
 
   claim(task: ModelTask): void {
@@ -131,6 +132,14 @@ export class QueueModel {
 
   #pending(groupid: number): ModelTask[] {
     return this.tasks.filter((task) => task.groupid === groupid && task.status === 'pending');
+  }
+
+  /** Ends what would undo a client's report. @returns whether one is pending. */
+  #giveWay(groupid: number): boolean {
+    const pending = this.#pending(groupid);
+    if (!pending.some(isClientsFact)) return false;
+    for (const task of pending.filter(isForeignFact)) task.status = 'superseded';
+    return true;
   }
 
   #groupsWith(status: string): number[] {
