@@ -111,10 +111,15 @@ describe('two controllers at once', () => {
 
   /** The active one first. */
   async function byState(): Promise<[ControllerProcess, ControllerProcess]> {
-    const { rows } = await h.db.query<{ pid: number }>(
-      "SELECT pid FROM mpp_status WHERE state = 'active'",
-    );
-    return rows[0]?.pid === first.pid ? [first, second] : [second, first];
+    let active: number | undefined;
+    await waitFor('one to be active, and the other to stand by', async () => {
+      const { rows } = await h.db.query<{ pid: number; state: string }>(
+        "SELECT pid, state FROM mpp_status WHERE state <> 'gone' ORDER BY state",
+      );
+      active = rows[0]?.pid;
+      return rows.map(({ state }) => state).join() === 'active,standby';
+    });
+    return active === first.pid ? [first, second] : [second, first];
   }
 });
 
