@@ -125,10 +125,13 @@ export class Server {
   }
 
   /** For people: the sessions directly blocking `pid` that are not a controller's. */
-  async clientsBlocking(pid: number): Promise<string[]> {
+  async clientsBlocking(pid: number): Promise<BlockingClient[]> {
     const query = { name: 'mpp-clients-blocking', text: CLIENTS_BLOCKING, values: [pid] };
-    const { rows } = await queryAgain<{ described: string }>(this.#watch, query);
-    return rows.map(({ described }) => `${described} on ${this.name}`);
+    const { rows } = await queryAgain<BlockingClient>(this.#watch, query);
+    return rows.map(({ transaction, described }) => ({
+      transaction: `${this.name} ${transaction}`,
+      described: `${described} on ${this.name}`,
+    }));
   }
 
   /** The same of these processes, as far as they are there. */
@@ -137,6 +140,14 @@ export class Server {
     const { rows } = await queryAgain<{ described: string }>(this.#watch, query);
     return rows.map(({ described }) => described);
   }
+}
+
+/** A client's transaction that blocks a lock. */
+export interface BlockingClient {
+  /** Tells it from every other, also from one that the same session began later. */
+  readonly transaction: string;
+  /** For people. */
+  readonly described: string;
 }
 
 interface BlockerRow {
@@ -250,8 +261,10 @@ const BLOCKERS_OF = `
 /** The start of a transaction is shown to a role with pg_read_all_stats alone. */
 const CLIENTS_BLOCKING = `
   SELECT ${DESCRIPTION.replace(' AS described', '')} || coalesce(
-           format(', %s since %s'::text, s.state, to_char(s.xact_start, 'HH24:MI:SS')), '') AS described
+           format(', %s since %s'::text, s.state, to_char(s.xact_start, 'HH24:MI:SS')), '') AS described,
+         format('%s %s'::text, b.pid, v.virtualxid) AS transaction
   FROM (${BLOCKERS}) AS b
+  LEFT JOIN pg_locks AS v ON v.pid = b.pid AND v.locktype = 'virtualxid' AND v.virtualtransaction = v.virtualxid
   JOIN pg_stat_get_activity(b.pid) AS s ON true
   LEFT JOIN pg_roles AS r ON r.oid = b.usesysid
   WHERE coalesce(b.application_name, '') NOT LIKE 'mpp-controller %'

@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { SessionLostError } from '../errors.js';
 import type { LockSession } from './lock-session.js';
-import type { Ended, Server } from './server.js';
+import type { BlockingClient, Ended, Server } from './server.js';
 import { findKnots, type Edge, type Vertex } from './wait-graph.js';
 
 /** How often a server is looked at while a lock is waited for on it, in milliseconds. */
@@ -89,17 +89,14 @@ export class Watch {
     if (this.#impatient.size === 0) this.#named.clear();
   }
 
-  /**
-   * For people: the clients' sessions that a lock has been waited for longer than `ms`, each once, with
-   * the server and how long its transaction has lasted.
-   */
-  async longBlockers(ms: number): Promise<string[]> {
-    const before = performance.now() - ms;
-    const waiting = [...this.#sessions].filter((s) => s.waiting && s.wantedSince < before);
+  /** The clients' transactions that a lock is being waited for, each once. Not those of a server that fails. */
+  async clientsBlocking(): Promise<BlockingClient[]> {
+    const waiting = [...this.#sessions].filter((session) => session.waiting);
     const found = await Promise.all(
       waiting.map(({ server, pid }) => server.clientsBlocking(pid).catch(() => [])),
     );
-    return [...new Set(found.flat())].sort();
+    const clients = new Map(found.flat().map((client) => [client.transaction, client]));
+    return [...clients.values()].sort((a, b) => (a.transaction < b.transaction ? -1 : 1));
   }
 
   /** A session has begun to take locks. */

@@ -100,23 +100,28 @@ describe('a transaction that another session leaves open', () => {
     await subject.settled();
   });
 
-  it('that writes to a held group is named in the reason while the hold waits for it', async () => {
-    const { node, key } = await subjectOf(h, 1);
-    await session.query('BEGIN');
-    await session.query('INSERT INTO notes VALUES ($1, 0)', [key]);
-    const { rows } = await session.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
-    const id = await h.report({
-      ...{ event: 'before_demote', groupid: 1, node },
-      ...{ timeout: LONG, cooldown: '5min' },
-    });
-    const named = `waits for pid ${rows[0]?.pid} (user postgres, application psql)`;
-    await waitFor('the reason to name it', async () => {
-      const { reason, status } = await h.task(id);
-      return status === 'claimed' && reason?.includes(named);
-    }).catch(async () => expect((await h.task(id)).reason).toContain(named));
-    await session.query('ROLLBACK');
-    expect(await h.acknowledged(id)).toMatchObject({ status: 'holding', reason: null });
-  });
+  it.each([{ pause: 'writes' }, { pause: 'all' }] as const)(
+    'that writes to a held group is named in the reason while a hold of $pause waits for it',
+    async ({ pause }) => {
+      const { node, key } = await subjectOf(h, 1);
+      await session.query('BEGIN');
+      await session.query('INSERT INTO notes VALUES ($1, 0)', [key]);
+      const { rows } = await session.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+      const id = await h.report({
+        ...{ event: 'before_demote', groupid: 1, node },
+        ...{ timeout: LONG, cooldown: '5min', pause },
+      });
+      const named = `waits for pid ${rows[0]?.pid} (user postgres, application psql)`;
+      await waitFor('the reason to name it', async () => {
+        const { reason, status } = await h.task(id);
+        return status === 'claimed' && reason?.includes(named);
+      }).catch(async () => expect((await h.task(id)).reason).toContain(named));
+      await session.query('ROLLBACK');
+      expect((await h.acknowledged(id)).status).toBe('holding');
+      expect(await h.db.query('SELECT mpp_release(1)')).toMatchObject({ rowCount: 1 });
+      await h.ended(id);
+    },
+  );
 
   it('keeps no group waiting behind twenty thousand reports of another', async () => {
     await h.db.query(
