@@ -10,6 +10,7 @@ import { notifyCommand } from './notify.js';
 import { runCommand } from './run.js';
 import { settingsHelp, type Io } from './settings.js';
 import { statusCommand } from './status.js';
+import { uninstallCommand } from './uninstall.js';
 
 /**
  * Runs one command line.
@@ -44,6 +45,7 @@ function createProgram(io: Io): Command {
     gucsCommand(io),
     notifyCommand(io),
     statusCommand(io),
+    uninstallCommand(io),
     demoCommand(io),
   ];
   for (const command of [program, ...commands]) {

@@ -5,9 +5,10 @@ import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import { packageRoot } from '../../src/package-root.js';
 import { applyMigrations } from '../../src/postgres/migrate.js';
 import { openSession } from '../../src/postgres/session.js';
+import { runCli } from '../support/cli.js';
 import { ContractServer, refusal } from '../support/contract.js';
 
-/** The SQL of docs/uninstall.md: the objects of one database, then the roles. */
+/** The SQL of docs/uninstall.md, which the command runs as well: the objects of one database, then the roles. */
 async function blocks(schema: string): Promise<{ objects: string; roles: string }> {
   const page = await readFile(join(packageRoot(), 'docs', 'uninstall.md'), 'utf8');
   const [objects, roles] = [...page.matchAll(/^```sql\n(.*?)^```$/gms)].map(([, sql]) => sql);
@@ -78,6 +79,42 @@ describe('the SQL that removes everything', () => {
       await db.query('DROP OWNED BY mpp_client, mpp_operator, mpp_controller');
     },
   );
+
+  it('is what the command prints, word for word', async () => {
+    for (const schema of ['public', "it's"]) {
+      const { objects, roles } = await blocks(schema);
+      const shown = await runCli(['uninstall', '--roles'], { MPP_SCHEMA: schema });
+      expect(shown).toEqual({ exitCode: 0, stdout: `${objects}${roles}`, stderr: '' });
+      const without = await runCli(['uninstall'], { MPP_SCHEMA: schema });
+      expect(without.stdout).toBe(objects);
+    }
+  });
+
+  it('is run by the command in each database, and the roles are dropped last', async () => {
+    const first = await emptyDatabase();
+    const second = await emptyDatabase();
+    const before = [await everything(first.db), await everything(second.db)];
+    for (const { name } of [first, second]) await migrate(name, 'mpp');
+    const env = {
+      DATABASE_URL: `postgresql://postgres@${server.server.address}/${first.name}`,
+      MPP_DATABASES: `${first.name},${second.name}`,
+      MPP_SCHEMA: 'mpp',
+    };
+    const done = await runCli(['uninstall', '--apply', '--roles'], env);
+    expect(done).toEqual({
+      exitCode: 0,
+      stdout: [
+        `dropped all of mpp-controller in schema mpp of database ${first.name}`,
+        `dropped all of mpp-controller in schema mpp of database ${second.name}`,
+        'dropped the roles mpp_client, mpp_operator and mpp_controller\n',
+      ].join('\n'),
+      stderr: '',
+    });
+    for (const { db } of [first, second]) await db.query('DROP SCHEMA mpp');
+    expect([await everything(first.db), await everything(second.db)]).toEqual(before);
+    const again = await runCli(['uninstall', '--apply'], env);
+    expect(again.stdout).toContain('there was nothing of mpp-controller in schema mpp of');
+  });
 
   it('removes the roles, with what they were granted elsewhere', async () => {
     const { name, db } = await emptyDatabase();
