@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { runCli, type CommandResult } from '../support/cli.js';
+import { builtCli, runCli, type CommandResult } from '../support/cli.js';
 
 /** Wrong usage is found before any server is asked. */
 async function cli(args: string, env: NodeJS.ProcessEnv = {}) {
@@ -69,5 +69,23 @@ describe('usage and settings', () => {
     expect(stdout).toMatch(/MPP_MAX_HOLDS, --max-holds .*\(default unlimited\)/);
     expect(stdout).toContain('DATABASE_URL');
     expect((await cli('run --help')).stdout).toMatch(/--heartbeat <value> .*MPP_HEARTBEAT/);
+  });
+});
+
+describe('output that its reader closes, or that cannot be written', () => {
+  const cli = builtCli().join(' ');
+  const shell = (script: string): Promise<CommandResult> => runCli(['-c', script], {}, ['sh']);
+
+  it('ends quietly when the reader has seen enough', async () => {
+    const { stdout, stderr } = await shell(`${cli} --help | head -n 1`);
+    expect({ stdout: stdout.split('\n').length, stderr }).toEqual({ stdout: 2, stderr: '' });
+    expect((await shell(`${cli} --help | true`)).stderr).toBe('');
+    expect(await shell(`${cli} --help >&-`)).toMatchObject({ stderr: '' });
+  });
+
+  it('is said in one line, with exit code 1', async () => {
+    const { exitCode, stderr } = await shell(`${cli} --help > /dev/full`);
+    expect(exitCode).toBe(1);
+    expect(stderr).toMatch(/^mpp-controller: .*no space left on device.*\n$/i);
   });
 });
