@@ -1,11 +1,9 @@
 import { Command } from 'commander';
-import type { ClientBase } from 'pg';
 import { eachDatabase } from '../databases.js';
 import { createMPP } from '../mpp/index.js';
-import { closeSession } from '../postgres/close.js';
-import { openSession, type Connection } from '../postgres/session.js';
 import { uninstallObjects, UNINSTALL_RIGHTS, UNINSTALL_ROLES } from '../postgres/uninstall.js';
 import { addSettings, readSettings, type Io } from './settings.js';
+import { withSession } from './with-session.js';
 
 const USES = ['schema', 'databases'] as const;
 
@@ -24,9 +22,9 @@ export function uninstallCommand(io: Io): Command {
       return;
     }
     const mpp = createMPP(settings);
-    const all = eachDatabase(settings).map(({ connection }) => connection);
-    for (const connection of all) {
-      await inSession(connection, async (client) => {
+    const all = eachDatabase(settings);
+    for (const one of all) {
+      await withSession(one, 'uninstall', async (client) => {
         await mpp.refuseWorker(client);
         const { rows } = await client.query<{ name: string; any: boolean }>(OBJECTS, [schema]);
         for (const text of sql) await client.query(text);
@@ -38,7 +36,7 @@ export function uninstallCommand(io: Io): Command {
     }
     const [last] = all.slice(-1);
     if (roles !== true || last === undefined) return;
-    await inSession(last, (client) => client.query(UNINSTALL_ROLES));
+    await withSession(last, 'uninstall', (client) => client.query(UNINSTALL_ROLES));
     io.print('dropped the roles mpp_client, mpp_operator and mpp_controller');
   });
 }
@@ -49,15 +47,3 @@ const OBJECTS = `
     FROM pg_class AS c
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname ~ '^mpp_') AS any`;
-
-async function inSession<T>(
-  connection: Connection,
-  work: (client: ClientBase) => Promise<T>,
-): Promise<T> {
-  const client = await openSession(connection, 'uninstall');
-  try {
-    return await work(client);
-  } finally {
-    await closeSession(client);
-  }
-}
