@@ -293,10 +293,9 @@ const PRUNE = `
   DELETE FROM @mpp.mpp_tasks AS t USING old WHERE t.id = old.id`;
 
 /**
- * Why a hold that this controller did not end itself has ended: the reason of its newest task if that was
- * rolled back.
+ * Who has ended a hold by mpp_release, in the words of the reason of its newest task.
  *
- * @returns undefined when the task is open, or has another end.
+ * @returns undefined when the hold has not ended so, or that is not committed.
  */
 export async function readRelease(
   db: Queryable,
@@ -313,6 +312,6 @@ export async function readRelease(
 const READ_RELEASE = `
   SELECT t.reason
   FROM @mpp.mpp_tasks AS t
-  WHERE t.id = ANY ($1::bigint[]) AND t.status = 'rolled_back' AND t.reason IS NOT NULL
+  WHERE t.id = ANY ($1::bigint[]) AND t.status = 'rolled_back' AND t.reason LIKE '%released by %'
   ORDER BY t.id DESC
   LIMIT 1`;
