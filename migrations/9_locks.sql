@@ -336,7 +336,7 @@ AS $$
       AND l.transactionid = (SELECT t.xmax FROM @mpp.mpp_tasks AS t WHERE t.id = of_task)
 $$;
 
--- The sessions that have locked a table of ours against a report, or wait for such a lock, so that all others
+-- The sessions that have locked one of our tables against a report, or wait for such a lock, so that all others
 -- wait behind them. Reads none of these tables.
 CREATE FUNCTION @mpp.mpp_table_lockers() RETURNS text
 LANGUAGE sql STABLE

@@ -2,7 +2,7 @@ import type pg from 'pg';
 import { DatabaseStateError } from '../errors.js';
 
 /**
- * Refuses schemas, and tables of ours, that Citus manages: a table in Citus's metadata has other triggers
+ * Refuses schemas, and our tables, that Citus manages: a table in Citus's metadata has other triggers
  * and other locks than the one that our migrations made, and Citus refuses most of what they change.
  *
  * @throws DatabaseStateError `SCHEMA_DISTRIBUTED`, with the statement that takes them out of Citus.

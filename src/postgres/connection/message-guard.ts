@@ -2,7 +2,7 @@ import type { Duplex } from 'node:stream';
 
 /** A notice or error is a few kilobytes. */
 const MOST_ERROR_BYTES = 100_000;
-/** What a server may send before it says that it is ready again. No statement of ours returns so much. */
+/** What a server may send before it says that it is ready again. No statement of this program returns so much. */
 const MOST_BYTES = 100_000_000;
 const HEADER_BYTES = 5;
 const [ERROR, NOTICE, READY] = [0x45, 0x4e, 0x5a];
