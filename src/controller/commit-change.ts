@@ -71,6 +71,7 @@ async function changeAndCommit(
   const { steps } = transition;
   const busy = await lockRows(place, work);
   if (busy !== undefined) return busy;
+  hold?.pausing?.expectCommit();
   if (!(await runSteps(place, work, transition)))
     return tryAgain(place, work, ROWS_CHANGED, PUT_BACK_DELAY_MS);
   if (!(await record(place, work, transition))) return releasedMeanwhile(place, work);

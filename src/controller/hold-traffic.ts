@@ -1,5 +1,5 @@
 import type { Node, Transition } from '../mpp/abstract.js';
-import { attemptOf, markHolding, markWaiting } from '../tasks/finish.js';
+import { attemptOf, markHolding, markReason, markWaiting } from '../tasks/finish.js';
 import { pauseOf } from '../tasks/pause.js';
 import { formatAddress } from '../tasks/task.js';
 import { boundsOf, growingDelay } from './bounds.js';
@@ -31,8 +31,6 @@ export async function holdTraffic(
     if (!(await rowsUnchanged(place, work))) return putBack(place, work, ROWS_CHANGED);
     holds.add(hold);
     session.onLost(() => place.onHoldLost(hold));
-    // Between the last lock and now, when nobody could know of it.
-    if (hold.lost) place.onHoldLost(hold);
   } else {
     reason = await pauseMore(place, work, hold, transition.node);
   }
@@ -63,7 +61,7 @@ export async function holdTraffic(
   // the hold that may be from the start of a long drain.
   const remainingMs = holds.remaining(hold);
   await session.bound(boundsOf(task, remainingMs));
-  await hold.pausing?.extend(remainingMs);
+  hold.pausing?.extend(remainingMs);
   const { original, target } = hold.node;
   work.log.info(
     {
@@ -82,7 +80,6 @@ function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): 
     groupid: task.groupid,
     pause: pauseOf(task, place.pause),
     pausing: undefined,
-    lost: false,
     before: nodes,
     node: { nodeid: node.nodeid, original: node.address, target: null },
     attempts: [],
@@ -92,7 +89,7 @@ function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): 
 /** @returns a sentence when less waits than was asked for. */
 async function pause(
   place: Workplace,
-  { task, session, nodes, ahead, log }: Work,
+  { task, session, nodes, prefetch, log }: Work,
   hold: Hold,
   node: Node,
 ): Promise<string | null> {
@@ -101,7 +98,7 @@ async function pause(
     session,
     node,
     nodes,
-    ahead,
+    prefetch,
     pause: hold.pause,
     planned: task.event === 'before_demote',
     means: place.handler().means,
@@ -114,9 +111,9 @@ async function pause(
       // What cannot be written is in the log.
       markWaiting(place.db, attempt, sentence).catch(() => undefined);
     },
-    onLost: () => {
-      hold.lost = true;
-      place.onHoldLost(hold);
+    onReason: (sentence) => {
+      const attempt = hold.attempts.at(-1);
+      if (attempt) markReason(place.db, attempt, sentence).catch(() => undefined);
     },
   });
   return hold.pausing.reason;

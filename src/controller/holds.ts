@@ -8,8 +8,6 @@ export interface Hold {
   readonly session: GroupSession;
   readonly groupid: number;
   pause: Pause;
-  /** True once a session is lost without which the traffic goes on. */
-  lost: boolean;
   /** What makes the traffic wait; undefined while `pause` is none. */
   pausing: Pausing | undefined;
   /** The group's rows when the hold opened, for the log. */

@@ -204,7 +204,7 @@ export class Lead {
     await filling.catch((error: unknown) => {
       this.#logger.debug({ err: error }, 'no session was opened ahead');
     });
-    await traffic.warm(db);
+    await traffic.prewarm(db);
   }
 
   /**

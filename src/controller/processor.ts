@@ -1,4 +1,4 @@
-import type { Anticipation, HeldNode, Node, Transition } from '../mpp/abstract.js';
+import type { HeldNode, Node, Prefetch, Transition } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { attemptOf, endTasks } from '../tasks/finish.js';
@@ -34,7 +34,7 @@ export class Processor {
     const log = logger.child({ task: task.id, groupid: task.groupid, event: task.event });
     let session = hold?.session;
     const check = this.#place.verification.begin(task);
-    const ahead = hold ? undefined : this.#anticipate(task);
+    const prefetch = hold ? undefined : this.#prefetch(task);
     const watchdog = setTimeout(() => session?.destroy(), watchdogMs(task));
     try {
       if (!hold) {
@@ -52,12 +52,12 @@ export class Processor {
         return { again: delay };
       }
       this.#running.set(task, session);
-      return await this.#act({ task, session, hold, log, ahead, check });
+      return await this.#act({ task, session, hold, log, prefetch, check });
     } catch (error) {
       return await this.#failed(task, session, hold, error, log);
     } finally {
       clearTimeout(watchdog);
-      ahead?.end();
+      prefetch?.end();
       this.#running.delete(task);
     }
   }
@@ -89,12 +89,12 @@ export class Processor {
   }
 
   /** Where everything fails that does not wait yet, what the wait takes is begun before all else. */
-  #anticipate(task: Task): Anticipation | undefined {
+  #prefetch(task: Task): Prefetch | undefined {
     const { event, groupid, timeoutMs } = task;
     const wanted = pauseOf(task, this.#place.pause);
     if (event === 'before_demote' || event === 'after_promote' || wanted === 'none')
       return undefined;
-    return this.#place.traffic.anticipate({ groupid, pause: wanted, remainingMs: timeoutMs });
+    return this.#place.traffic.prefetch({ groupid, pause: wanted, remainingMs: timeoutMs });
   }
 
   async #act(begun: Omit<Work, 'nodes'>): Promise<Outcome> {

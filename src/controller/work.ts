@@ -1,5 +1,5 @@
 import type { Pool } from 'pg';
-import type { AbstractMPPHandler, Anticipation, Node, TrafficControl } from '../mpp/abstract.js';
+import type { AbstractMPPHandler, Prefetch, Node, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
 import type { Siblings } from '../siblings/siblings.js';
 import { attemptOf, requeueTasks } from '../tasks/finish.js';
@@ -47,7 +47,7 @@ export interface Work {
   /** The hold that was there when the task began. */
   readonly hold: Hold | undefined;
   /** What was begun for a hold that it may open. */
-  readonly ahead: Anticipation | undefined;
+  readonly prefetch: Prefetch | undefined;
   /** What is being asked of its nodes. */
   readonly check: TaskCheck;
   /** The group's rows, as the session sees them. */

@@ -75,7 +75,7 @@ export type Transition =
 export interface PauseMeans {
   /** Names of strategies that can be used, the best first. */
   readonly strategies: readonly string[];
-  /** Whether sessions that are in the way can be ended by this role. */
+  /** Whether this role may end sessions that block a hold. */
   readonly maySignal: boolean;
 }
 
@@ -88,8 +88,8 @@ export interface LikelyPause {
 }
 
 /** What has been opened and read for a pause before it was asked for. */
-export interface Anticipation {
-  /** Closes what nobody else has come to use. */
+export interface Prefetch {
+  /** Closes what no hold has come to use. */
   end(): void;
 }
 
@@ -107,14 +107,14 @@ export interface PauseRequest {
   readonly cooldownMs: number;
   /** How long the hold may last, in milliseconds from now. */
   readonly remainingMs: number;
-  /** What `anticipate` gave for it, if it was called. */
-  readonly ahead?: Anticipation | undefined;
+  /** What `prefetch` gave for it, if it was called. */
+  readonly prefetch?: Prefetch | undefined;
   /** Called with a sentence that names the sessions which have blocked it for a second; on each change. */
   readonly onBlocked: (sentence: string) => void;
+  /** Called with a sentence when less is paused than before, once the pause is there. */
+  readonly onReason: (sentence: string) => void;
   /** Interrupts it. */
   readonly signal: AbortSignal;
-  /** Called when a session without which traffic no longer waits breaks, once the pause is there. */
-  readonly onLost: () => void;
 }
 
 /** The traffic of one group waits, until the transaction of the request has ended. */
@@ -131,8 +131,10 @@ export interface Pausing {
     target: Address,
     cooldownMs: number,
   ): Promise<void>;
+  /** The transaction of the group is about to be committed. */
+  expectCommit(): void;
   /** The hold may last so many milliseconds from now. */
-  extend(remainingMs: number): Promise<void>;
+  extend(remainingMs: number): void;
 }
 
 /** Makes traffic wait. It keeps sessions of its own, as long as a term of the controller lasts. */
@@ -143,9 +145,9 @@ export interface TrafficControl {
    */
   pause(request: PauseRequest): Promise<Pausing>;
   /** Begins to open and read what a pause will need, while it is being decided whether it comes to one. */
-  anticipate(likely: LikelyPause): Anticipation;
+  prefetch(likely: LikelyPause): Prefetch;
   /** Opens the sessions that a pause will need, where they are missing. Never throws. */
-  warm(db: Queryable): Promise<void>;
+  prewarm(db: Queryable): Promise<void>;
   /** Lets all traffic go on that waits for sessions of its own, and closes them. */
   stop(): Promise<void>;
 }

@@ -132,9 +132,12 @@ export class Transaction {
     }
   }
 
-  /** Sets the bounds again, counted from now. */
+  /**
+   * Sets the bounds again, counted from now. Text without parameters: the portal of a statement with
+   * parameters keeps its snapshot while the session is idle, and VACUUM and CREATE INDEX CONCURRENTLY wait for that.
+   */
   async bound(bounds: Bounds): Promise<void> {
-    await this.client.query({ name: 'mpp-bound', text: BOUND, values: boundValues(bounds) });
+    await this.client.query(`SELECT ${boundsSql(literals(bounds))}`);
   }
 
   /** Called once, when the session breaks. The last one that was given counts. */
@@ -190,9 +193,9 @@ export class Transaction {
   }
 }
 
-function boundValues({ idleMs, lockMs, statementMs }: Bounds): string[] {
+function literals({ idleMs, lockMs, statementMs }: Bounds): string[] {
   return [idleMs, lockMs, statementMs, idleMs + statementMs].map(
-    (ms) => `${Math.min(Math.ceil(ms), 2_147_483_647)}ms`,
+    (ms) => `'${Math.min(Math.ceil(ms), 2_147_483_647)}ms'`,
   );
 }
 
@@ -210,8 +213,6 @@ function boundsSql([idle, lock, statement, transaction]: readonly string[]): str
         || set_config('transaction_timeout', ${transaction}, true)
     END`;
 }
-
-const BOUND = `SELECT ${boundsSql(['$1', '$2', '$3', '$4'])}`;
 
 /**
  * One message to the server for all of it, which only text without parameters can be: clients wait for
@@ -243,7 +244,7 @@ async function begin(
     CASE WHEN has_parameter_privilege('deadlock_timeout', 'SET')
       THEN set_config('deadlock_timeout', '1d', true)
     END,
-    ${boundsSql(boundValues(bounds).map((value) => pg.escapeLiteral(value)))};
+    ${boundsSql(literals(bounds))};
   ${savepoint === undefined ? '' : `SAVEPOINT ${pg.escapeIdentifier(savepoint)};`}`;
   // The types of node-postgres do not know of several results.
   const results = (await client.query(text)) as unknown as [

@@ -119,6 +119,22 @@ const MARK_WAITING = `
   FROM mine
   WHERE t.id = mine.id AND t.status = 'claimed'`;
 
+/** Writes why less is paused than before. */
+export async function markReason(db: Queryable, attempt: Attempt, reason: string): Promise<void> {
+  await db.query({
+    name: 'mpp-mark-reason',
+    text: MARK_REASON,
+    values: [...valuesOf([attempt]), reason],
+  });
+}
+
+const MARK_REASON = `
+  ${MINE}
+  UPDATE @mpp.mpp_tasks AS t
+  SET reason = $4
+  FROM mine
+  WHERE t.id = mine.id AND t.status = 'holding'`;
+
 /** Rows of pg_dist_node for the log, before and after a change. */
 export interface NodeChange {
   readonly before: unknown;

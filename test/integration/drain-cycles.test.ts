@@ -52,11 +52,14 @@ describe('a hold that drains yields', () => {
     return keys[groupid]?.[index] ?? 0;
   }
 
-  /** The cooldown is so long that nothing but a yield can help. */
+  /**
+   * The cooldown is so long that nothing but a yield can help. The primary is said to be gone: a hold that is
+   * planned leaves the queue for a client that stays.
+   */
   function demote(pause: 'writes' | 'all', groupid = 1): Promise<string> {
     const node = h.cluster.group(groupid).primary;
     const [timeout, cooldown] = ['2min', '1min'];
-    return h.report({ event: 'before_demote', groupid, node, pause, timeout, cooldown });
+    return h.report({ event: 'suspect', groupid, node, pause, timeout, cooldown });
   }
 
   async function held(id: string): Promise<TaskRow> {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { LockSpace } from '../../src/mpp/citus/traffic/lock-space.js';
+import { LockSpace } from '../../src/mpp/citus/pause/lock-space.js';
 
 describe('LockSpace', () => {
   it('tells each what all the others have claimed', () => {
@@ -17,8 +17,8 @@ describe('LockSpace', () => {
     space.claim(one, 20);
     space.claim(one, 5);
     expect(space.claimedBeside(other)).toBe(5);
-    space.give(one);
-    space.give(one);
+    space.release(one);
+    space.release(one);
     expect(space.claimedBeside(other)).toBe(0);
   });
 });

@@ -18,8 +18,8 @@ import { prepareAsking } from './node-check.js';
 import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
 import { missingRights } from './rights.js';
 import { ignoreReplicationSlot } from './slots.js';
-import { STRATEGIES, type StrategyName } from './traffic/strategies.js';
-import { CitusTraffic } from './traffic/traffic.js';
+import { STRATEGIES, type StrategyName } from './pause/strategies.js';
+import { CitusTraffic } from './pause/traffic.js';
 import { planTransition } from './transition.js';
 
 /** What the server offers to this role. */

@@ -4,16 +4,14 @@ import type { TargetsReader } from './targets-reader.js';
 /** What was read longer ago is read again before it is relied on, in milliseconds. */
 const FRESH_MS = 20;
 
-/** What a lane is to lock, as far as it knows. */
-export class LaneTargets {
+/** What one hold is to lock on one node, as far as it is known. */
+export class NodeTargets {
   readonly #reader: TargetsReader;
   readonly #groupid: number;
   #found: Targets | undefined;
   /** By performance.now(). */
   #readAt = -Infinity;
   #isGuess = false;
-  /** False when it may have changed since it was read. */
-  #upToDate = true;
 
   constructor(reader: TargetsReader, groupid: number) {
     this.#reader = reader;
@@ -24,17 +22,9 @@ export class LaneTargets {
     return this.#found;
   }
 
-  /** Whether it was read before anybody asked for it here. */
+  /** Whether it was read before the hold asked for it. */
   get isGuess(): boolean {
     return this.#isGuess;
-  }
-
-  get upToDate(): boolean {
-    return this.#upToDate;
-  }
-
-  get isFresh(): boolean {
-    return performance.now() - this.#readAt < FRESH_MS;
   }
 
   async read(): Promise<Targets> {
@@ -45,7 +35,7 @@ export class LaneTargets {
     return this.#found;
   }
 
-  /** What there was when somebody last looked will do to begin with. */
+  /** The last list that was read will do to begin with. */
   async guess(): Promise<Targets> {
     const { readAt, targets } = this.#reader.known(this.#groupid);
     this.#found = await targets;
@@ -58,16 +48,10 @@ export class LaneTargets {
     this.#found = undefined;
   }
 
-  /** Locks have been taken: whether what they were taken for is still so has to be seen. */
-  doubt(): void {
-    this.#upToDate = this.isFresh;
-  }
-
-  /** Looks again. */
-  async renew(): Promise<Targets> {
+  /** Whether the list is still the same once its locks are there; it is read again if that was a while ago. */
+  async isCurrent(): Promise<boolean> {
+    if (performance.now() - this.#readAt < FRESH_MS) return true;
     const before = this.#found;
-    const targets = await this.read();
-    this.#upToDate = sameTargets(targets, before);
-    return targets;
+    return sameTargets(await this.read(), before);
   }
 }

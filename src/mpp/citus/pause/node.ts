@@ -1,13 +1,13 @@
 import type { Pool } from 'pg';
-import { Server } from '../../../drain/server.js';
-import type { Watch } from '../../../drain/watch.js';
+import { LockTable } from '../../../locks/lock-table.js';
+import { Server } from '../../../locks/server.js';
+import type { Watch } from '../../../locks/watch.js';
 import { queryAgain } from '../../../postgres/again.js';
 import { createPool, fill, type PoolOptions } from '../../../postgres/pool.js';
 import type { Connection } from '../../../postgres/session.js';
 import type { Queryable } from '../../../postgres/queryable.js';
 import type { Address } from '../../../tasks/task.js';
 import { LockSpace } from './lock-space.js';
-import { SharedLocks } from './shared-locks.js';
 import { TargetsReader } from './targets-reader.js';
 import { targetsQuery } from './targets.js';
 
@@ -43,7 +43,7 @@ const PRIMARIES = `
   WHERE n.noderole = 'primary' AND n.isactive AND n.nodecluster = 'default'
   ORDER BY n.nodeid`;
 
-export interface TrafficNodeOptions {
+export interface PauseNodeOptions {
   readonly key: string;
   readonly name: string;
   readonly connection: Connection;
@@ -61,33 +61,29 @@ export interface TrafficNodeOptions {
 export interface NodeSessions {
   /** With locks. */
   readonly pause: number;
-  /** To look at lock waits. */
+  /** To read lock waits. */
   readonly watch: number;
   /** Kept open while there is no hold. */
   readonly kept: { readonly pause: number; readonly watch: number };
 }
 
 /** What is kept for one node from hold to hold: its sessions, idle while there is none. */
-export class TrafficNode {
+export class PauseNode {
   readonly server: Server;
   /** For transactions that have locks. */
   readonly sessions: Pool;
   /** For statements that wait for nothing. */
-  readonly looks: Pool;
-  /** What is locked for as long as holds last that need it. */
-  readonly shared: SharedLocks;
-  /** What is locked only while holds are being opened. */
-  readonly gate: SharedLocks;
+  readonly checks: Pool;
+  /** What holds lock here. */
+  readonly locks: LockTable;
   readonly targets: TargetsReader;
   /** What holds need of the server's lock table. */
   readonly lockSpace = new LockSpace();
-  /** How many holds are established here. */
-  holds = 0;
   readonly #watch: Watch;
   readonly #kept: NodeSessions['kept'];
   #ping: Promise<unknown> | undefined;
   /** By performance.now(). */
-  #coldUntil = 0;
+  #unreachedUntil = 0;
 
   constructor({
     key,
@@ -100,16 +96,16 @@ export class TrafficNode {
     severed,
     onIdleError,
     check,
-  }: TrafficNodeOptions) {
+  }: PauseNodeOptions) {
     const login = { ...connection, connectionTimeoutMillis: connectMs };
     const common = { schema, onIdleError, ...check, ...(severed && { severed }) };
     this.#kept = most.kept;
-    this.looks = createPool(login, {
+    this.checks = createPool(login, {
       purpose: 'watch',
       max: most.watch,
       min: most.kept.watch,
-      statementTimeoutMs: LOOK_MOST_MS,
-      silenceMs: LOOK_MOST_MS / 2,
+      statementTimeoutMs: CHECK_MOST_MS,
+      silenceMs: CHECK_MOST_MS / 2,
       ...common,
     });
     this.sessions = createPool(login, {
@@ -119,10 +115,9 @@ export class TrafficNode {
       min: most.kept.pause,
     });
     this.targets = new TargetsReader(this.sessions);
-    this.server = new Server({ key, name, watch: this.looks });
+    this.server = new Server({ key, name, watch: this.checks });
     const { server, sessions } = this;
-    this.shared = new SharedLocks({ server, sessions, watch });
-    this.gate = new SharedLocks({ server, sessions, watch, before: this.shared });
+    this.locks = new LockTable({ server, sessions, most: MOST_SHARED, watch });
     this.#watch = watch;
     watch.addServer(this.server);
   }
@@ -133,22 +128,22 @@ export class TrafficNode {
    *
    * @throws when the node cannot be reached
    */
-  async warm(groupids: readonly number[]): Promise<void> {
-    if (performance.now() < this.#coldUntil) return;
+  async prewarm(groupids: readonly number[]): Promise<void> {
+    if (performance.now() < this.#unreachedUntil) return;
     try {
       const { watch, pause } = this.#kept;
-      await fill(this.looks, watch, (client) => client.query('SELECT'));
+      await fill(this.checks, watch, (client) => client.query('SELECT'));
       await fill(this.sessions, pause, (client) => client.query(targetsQuery([])));
       await this.targets.refresh(groupids);
     } catch (error) {
-      this.#coldUntil = performance.now() + COLD_MS;
+      this.#unreachedUntil = performance.now() + UNREACHED_MS;
       throw error;
     }
   }
 
   /** @throws when it does not answer, or not soon. */
   async ping(): Promise<void> {
-    this.#ping ??= queryAgain(this.looks, { text: 'SELECT' }).finally(
+    this.#ping ??= queryAgain(this.checks, { text: 'SELECT' }).finally(
       () => (this.#ping = undefined),
     );
     await this.#ping;
@@ -156,10 +151,12 @@ export class TrafficNode {
 
   async close(): Promise<void> {
     this.#watch.removeServer(this.server);
-    await Promise.all([this.looks.end(), this.sessions.end()]);
+    await Promise.all([this.checks.end(), this.sessions.end()]);
   }
 }
 
-const COLD_MS = 60_000;
-/** A server that takes longer to look at its own locks is as good as unreachable. */
-const LOOK_MOST_MS = 1_000;
+const UNREACHED_MS = 60_000;
+/** Sessions for what holds share: four that queue, beside four that keep something. */
+const MOST_SHARED = 8;
+/** A server that takes longer to read its own locks is as good as unreachable. */
+const CHECK_MOST_MS = 1_000;

@@ -3,13 +3,13 @@ import type { Server } from './server.js';
 
 const CANCEL_AGAIN_MS = 10;
 
-/** Interrupts the statement of one process, and knows whether it was us who did. */
+/** Interrupts the statement of one process, and knows whether it was the controller that did. */
 export class Interrupter {
   readonly #server: Server;
   readonly #pid: number;
   #cancelling: Promise<void> | undefined;
-  /** What may interrupt the process now without being asked. */
-  #look: Promise<unknown> | undefined;
+  /** A query that may interrupt the process by itself. */
+  #snapshot: Promise<unknown> | undefined;
   #interrupted = false;
 
   constructor(server: Server, pid: number) {
@@ -17,17 +17,18 @@ export class Interrupter {
     this.#pid = pid;
   }
 
-  /** Time and again: a signal that reaches the server before the statement does is lost. */
+  /** Repeats it: a signal that reaches the server before the statement does is lost. */
   interrupt(isWaiting: () => boolean): void {
     this.#cancelling ??= this.#cancel(isWaiting);
   }
 
-  lookedAt(look: Promise<unknown>): void {
+  /** A query is under way that interrupts the process if it finds it in a cycle. */
+  expect(snapshot: Promise<unknown>): void {
     // One that fails may have interrupted it all the same.
-    this.#look = look.catch(() => this.hit());
+    this.#snapshot = snapshot.catch(() => this.hit());
   }
 
-  /** The look has interrupted it. */
+  /** That query has interrupted the process. */
   hit(): void {
     this.#interrupted = true;
   }
@@ -35,16 +36,16 @@ export class Interrupter {
   /**
    * Waits until no signal is on its way: one that comes late must not hit the next statement.
    *
-   * @returns true when the statement before was interrupted by us.
+   * @returns true when the controller has interrupted the statement before.
    */
   async quiet(): Promise<boolean> {
     const asked = this.#cancelling !== undefined;
-    await Promise.all([this.#cancelling, this.#look]);
-    const ours = asked || this.#interrupted;
+    await Promise.all([this.#cancelling, this.#snapshot]);
+    const isInterrupted = asked || this.#interrupted;
     this.#cancelling = undefined;
-    this.#look = undefined;
+    this.#snapshot = undefined;
     this.#interrupted = false;
-    return ours;
+    return isInterrupted;
   }
 
   async #cancel(isWaiting: () => boolean): Promise<void> {

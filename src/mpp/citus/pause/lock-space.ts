@@ -9,7 +9,7 @@ export class LockSpace {
     this.#claims.set(holder, locks);
   }
 
-  give(holder: object): void {
+  release(holder: object): void {
     this.#claims.delete(holder);
   }
 

@@ -1,5 +1,5 @@
-import type { ClientBase } from 'pg';
-import type { LockUnit } from '../../../drain/lock-unit.js';
+import pg, { type ClientBase } from 'pg';
+import { otherLock, type Lock } from '../../../locks/lock.js';
 import type { Address } from '../../../tasks/task.js';
 import type { HeldNode, Node } from '../../abstract.js';
 import { applyStep } from '../nodes.js';
@@ -14,7 +14,7 @@ export interface PauseScope {
   /** The group's rows. */
   readonly nodes: readonly Node[];
   readonly targets: Targets;
-  /** Has Citus end who is in the way after so many milliseconds; undefined when we may do it ourselves. */
+  /** Has Citus end blocking sessions after so many milliseconds; undefined when the controller may do it itself. */
   readonly forceAfterMs: number | undefined;
 }
 
@@ -26,7 +26,7 @@ export interface PauseStrategy {
   /** True when it takes the locks of shards that other groups have, too, and so excludes their holds. */
   readonly coversShared: boolean;
   /** What the group's own session takes. */
-  units(scope: PauseScope): LockUnit[];
+  locks(scope: PauseScope): Lock[];
   /** Writes the target down as soon as it is known, if the strategy does. */
   retarget(
     session: ClientBase,
@@ -47,7 +47,7 @@ const shardLocksOnly: PauseStrategy = {
   name: 'shard-locks',
   locksNodes: false,
   coversShared: false,
-  units: ({ targets }) => shardLocks(targets.shards),
+  locks: ({ node, targets }) => shardLocks(node.groupid, targets.shards),
   retarget: later,
 };
 
@@ -56,12 +56,11 @@ const pauseNode: PauseStrategy = {
   name: 'pause-node',
   locksNodes: false,
   coversShared: true,
-  units: ({ node, forceAfterMs }) => [
-    {
-      key: 'citus_pause_node_within_txn',
-      text: 'SELECT pg_catalog.citus_pause_node_within_txn($1, $2, $3)',
-      values: [node.nodeid, forceAfterMs !== undefined, Math.round(forceAfterMs ?? 0)],
-    },
+  locks: ({ node, forceAfterMs }) => [
+    otherLock(
+      `pause of node ${node.nodeid}`,
+      `SELECT pg_catalog.citus_pause_node_within_txn(${node.nodeid}, ${forceOf(forceAfterMs)})`,
+    ),
   ],
   retarget: later,
 };
@@ -74,20 +73,14 @@ const demotedRow: PauseStrategy = {
   name: 'demoted-row',
   locksNodes: true,
   coversShared: true,
-  units({ node, nodes, forceAfterMs }) {
+  locks({ node, nodes, forceAfterMs }) {
     const { host, port } = parkedAddress(node, nodes);
+    const row = `${node.nodeid}, ${pg.escapeLiteral(host)}, ${port}`;
     return [
-      {
-        key: 'citus_update_node',
-        text: 'SELECT pg_catalog.citus_update_node($1, $2, $3, $4, $5)',
-        values: [
-          node.nodeid,
-          host,
-          port,
-          forceAfterMs !== undefined,
-          Math.round(forceAfterMs ?? 0),
-        ],
-      },
+      otherLock(
+        `row of node ${node.nodeid}`,
+        `SELECT pg_catalog.citus_update_node(${row}, ${forceOf(forceAfterMs)})`,
+      ),
     ];
   },
   async retarget(session, held, nodes, target, cooldownMs) {
@@ -102,6 +95,10 @@ const demotedRow: PauseStrategy = {
     for (const step of transition.steps) await applyStep(session, step, cooldownMs);
   },
 };
+
+function forceOf(afterMs: number | undefined): string {
+  return `${afterMs !== undefined}, ${Math.round(afterMs ?? 0)}`;
+}
 
 /** The best first. */
 export const STRATEGIES: readonly PauseStrategy[] = [shardLocksOnly, pauseNode, demotedRow];

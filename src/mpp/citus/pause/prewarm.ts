@@ -1,8 +1,8 @@
-import type { TrafficNode } from './node.js';
+import type { PauseNode } from './node.js';
 
 /** So many nodes are connected to at the same time. */
 const AT_ONCE = 8;
-/** Of so many groups, counted for each node, it is kept what there is to lock: some 40 MB at the most. */
+/** Of so many groups, counted for each node, the list of locks is kept: some 40 MB at the most. */
 const MOST_KNOWN = 1_024;
 
 /**
@@ -10,10 +10,10 @@ const MOST_KNOWN = 1_024;
  *
  * @param onFailure told of each that cannot be connected to
  */
-export async function warmNodes(
-  nodes: readonly TrafficNode[],
+export async function prewarmNodes(
+  nodes: readonly PauseNode[],
   groupids: readonly number[],
-  onFailure: (node: TrafficNode, error: unknown) => void,
+  onFailure: (node: PauseNode, error: unknown) => void,
   signal: AbortSignal,
 ): Promise<void> {
   const next = nodes.values();
@@ -21,7 +21,7 @@ export async function warmNodes(
   const work = async (): Promise<void> => {
     for (const node of next) {
       if (signal.aborted) return;
-      await node.warm(known).catch((error: unknown) => onFailure(node, error));
+      await node.prewarm(known).catch((error: unknown) => onFailure(node, error));
     }
   };
   await Promise.all(Array.from({ length: AT_ONCE }, work));

@@ -1,5 +1,5 @@
 import type { Pool, QueryConfig } from 'pg';
-import { LOTS, lotOf, type LockUnit } from '../../../drain/lock-unit.js';
+import { bundlesOf, otherLock, type Lock } from '../../../locks/lock.js';
 import { DatabaseStateError } from '../../../errors.js';
 import { queryAgain } from '../../../postgres/again.js';
 import { sqlState } from '../../../postgres/sqlstate.js';
@@ -141,70 +141,12 @@ export function notLockable(
   );
 }
 
-/** Makes everything on these tables wait: reads, writes and DDL. No reader is ended for it. */
-export function readersOf(tables: readonly string[]): LockUnit[] {
-  return tableLocks(tables, (names) => ({
-    key: `readers of ${names.join(', ')}`,
-    text: lockTables(names, 'ACCESS EXCLUSIVE'),
-    sparing: true,
-  }));
-}
-
-/** Makes writes to these tables wait, and SELECT … FOR UPDATE; plain reads go on. */
-export function writersOf(tables: readonly string[]): LockUnit[] {
-  return tableLocks(tables, (names) => ({
-    key: `writers of ${names.join(', ')}`,
-    text: lockTables(names, 'EXCLUSIVE'),
-  }));
-}
-
-/** The same, for as long as a drain takes: who is in the way may have nothing to do with the group. */
-export function doorsOf(tables: readonly string[]): LockUnit[] {
-  return tableLocks(tables, (names) => ({
-    key: `doors of ${names.join(', ')}`,
-    text: lockTables(names, 'EXCLUSIVE'),
-    sparing: true,
-  }));
-}
-
-/** ONLY: partitions are distributed tables themselves, so they are in the list. */
-function lockTables(names: readonly string[], mode: string): string {
-  return `LOCK TABLE ${names.map((name) => `ONLY ${name}`).join(', ')} IN ${mode} MODE`;
-}
-
 /** Makes writes to these shards wait: 7 is ExclusiveLock, the most that Citus's function takes. */
-export function shardLocks(shards: readonly string[]): LockUnit[] {
-  const size = Math.ceil(shards.length / MOST_PARTS);
-  const unitOf = (ids: readonly string[]): LockUnit => ({
-    key: `shards ${ids[0]} to ${ids.at(-1)}`,
-    text: 'SELECT pg_catalog.lock_shard_metadata(7, $1::bigint[])',
-    values: [ids],
-  });
-  const parts = bundlesOf(shards, (_, index) => Math.floor(index / size)).map(unitOf);
-  return parts.length < 2 ? parts : [{ ...unitOf(shards), parts }];
-}
-
-/** Up to so many locks are taken one by one once somebody is in the way; more in so many bundles. */
-const MOST_PARTS = LOTS;
-
-/** One unit of all, in parts: table by table, or where there are too many, those of a lot together. */
-function tableLocks(
-  tables: readonly string[],
-  unitOf: (tables: readonly string[]) => LockUnit,
-): LockUnit[] {
-  const isMany = tables.length > MOST_PARTS;
-  const bundles = bundlesOf(tables, (table, index) => (isMany ? lotOf(table) : index));
-  const parts = bundles.map((things): LockUnit => {
-    return { ...unitOf(things), things, lot: lotOf(things[0] ?? '') };
-  });
-  return parts.length < 2 ? parts : [{ ...unitOf(tables), parts }];
-}
-
-function bundlesOf<T>(things: readonly T[], bundleOf: (thing: T, index: number) => number): T[][] {
-  const bundles = new Map<number, T[]>();
-  for (const [index, thing] of things.entries()) {
-    const bundle = bundleOf(thing, index);
-    if (!bundles.get(bundle)?.push(thing)) bundles.set(bundle, [thing]);
-  }
-  return [...bundles.values()];
+export function shardLocks(groupid: number, shards: readonly string[]): Lock[] {
+  return bundlesOf(shards).map((ids) =>
+    otherLock(
+      `shards of group ${groupid}: ${ids.join(', ')}`,
+      `SELECT pg_catalog.lock_shard_metadata(7, '{${ids.join(',')}}'::pg_catalog.int8[])`,
+    ),
+  );
 }

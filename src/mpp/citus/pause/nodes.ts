@@ -1,14 +1,9 @@
-import type { Watch } from '../../../drain/watch.js';
+import type { Watch } from '../../../locks/watch.js';
 import { nodeConnection } from '../../../postgres/node-connection.js';
 import type { Connection } from '../../../postgres/session.js';
 import { formatAddress } from '../../../tasks/task.js';
 import type { TrafficOptions } from '../../abstract.js';
-import {
-  TrafficNode,
-  type NodeSessions,
-  type PrimaryRow,
-  type TrafficNodeOptions,
-} from './node.js';
+import { PauseNode, type NodeSessions, type PrimaryRow, type PauseNodeOptions } from './node.js';
 
 /** How long it may take to reach a node, in milliseconds; it is left out of a hold then. */
 const CONNECT_MS = 2_000;
@@ -30,23 +25,23 @@ function sideSessions({ groups, pause, watch, kept }: Sessions): NodeSessions {
 /** A node that is not the coordinator, and its row. */
 export interface OtherNode {
   readonly row: PrimaryRow;
-  readonly node: TrafficNode;
+  readonly node: PauseNode;
 }
 
 /** The nodes that traffic enters through, or that queries go to; each is kept for as long as its row says so. */
-export class TrafficNodes {
+export class PauseNodes {
   readonly #options: TrafficOptions;
   readonly #watch: Watch;
   /** By nodeid and address, with when it was asked for last, by performance.now(). */
-  readonly #nodes = new Map<string, { readonly node: TrafficNode; seenAt: number }>();
+  readonly #nodes = new Map<string, { readonly node: PauseNode; seenAt: number }>();
 
   constructor(options: TrafficOptions, watch: Watch) {
     this.#options = options;
     this.#watch = watch;
   }
 
-  /** It is reached as ever, whatever address its row has: it is the server that we work on. */
-  coordinator(primaries: readonly PrimaryRow[] = []): TrafficNode {
+  /** It is reached as ever, whatever address its row has: it is the server that the controller works on. */
+  coordinator(primaries: readonly PrimaryRow[] = []): PauseNode {
     const row = primaries.find(({ groupid }) => groupid === 0);
     const { connection, identity, onOtherServer } = this.#options;
     const node = this.#node(COORDINATOR, {
@@ -68,7 +63,7 @@ export class TrafficNodes {
   /**
    * Sessions with a node that has moved are of no use any more.
    *
-   * @param readAt when the rows were asked for that do not have it: somebody else may know newer ones.
+   * @param readAt when the rows were asked for that do not have it: another caller may know newer ones.
    */
   closeUnseen(readAt: number): void {
     for (const [id, { node, seenAt }] of this.#nodes) {
@@ -99,16 +94,16 @@ export class TrafficNodes {
       connection: Connection;
       connectMs: number;
       sessions: NodeSessions;
-      check: TrafficNodeOptions['check'];
+      check: PauseNodeOptions['check'];
     },
-  ): TrafficNode {
+  ): PauseNode {
     const known = this.#nodes.get(id);
     if (known) {
       known.seenAt = performance.now();
       return known.node;
     }
     const { schema, logger, severed } = this.#options;
-    const node: TrafficNode = new TrafficNode({
+    const node: PauseNode = new PauseNode({
       ...options,
       schema,
       severed,

@@ -1,0 +1,274 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { Sightings } from './decisions.js';
+import type { LockSession } from './lock-session.js';
+import type { BlockingSession, Server } from './server.js';
+import type { Vertex, WaitGraph } from './wait-graph.js';
+import type { Watch } from './watch.js';
+
+/** A blocker that was not seen for so long has gone on meanwhile, in milliseconds. */
+const GAP_MS = 50;
+/** So long a session blocks before the server is asked what it is, and so often while it still does. */
+const DESCRIBE_MS = 100;
+/** So long it blocks before people are told. */
+const TELL_MS = 1_000;
+/** So long the next try may take to find those again that were waited for outside the queue. */
+const PIN_MS = 1_000;
+/** How often it is checked whether a session that is waited for outside the queue is still there. */
+const OUTSIDE_CHECK_MS = 20;
+
+/** A session that has blocked for a while, by name. */
+export interface Blocker extends BlockingSession {
+  readonly server: Server;
+  /** When that was read, by performance.now(). */
+  readonly readAt: number;
+}
+
+export interface BlockingSessionsOptions {
+  readonly watch: Watch;
+  /** Called for each session whose maintenance command was cancelled. */
+  readonly onCancelled: (blocker: Blocker) => void;
+  /** Called with all that have blocked for a second, when they are others than before. */
+  readonly onBlocked: (blockers: readonly Blocker[]) => void;
+}
+
+/** Knows which sessions block one hold while it is opened, since when, and what they are. */
+export class BlockingSessions {
+  readonly #options: BlockingSessionsOptions;
+  readonly #roots = new Sightings<Vertex>(GAP_MS);
+  readonly #direct = new Sightings<Vertex>(GAP_MS);
+  readonly #described = new Map<Vertex, Blocker>();
+  readonly #describing = new Set<Server>();
+  readonly #cancelled = new Set<string>();
+  #graph: WaitGraph | undefined;
+  #told = '';
+
+  constructor(options: BlockingSessionsOptions) {
+    this.#options = options;
+  }
+
+  /** Takes note of what was seen. @param waiting sessions of the hold that wait for a lock */
+  see(graph: WaitGraph, waiting: readonly LockSession[], patienceMs: number): void {
+    this.#graph = graph;
+    const now = performance.now();
+    const own = waiting.map(({ server, pid }) => server.vertexOf(pid));
+    const direct = new Set(own.flatMap((vertex) => graph.blockersOf(vertex)));
+    this.#direct.see(
+      [...direct].filter((vertex) => !graph.isOwn(vertex)),
+      now,
+    );
+    this.#roots.see(new Set(own.flatMap((vertex) => [...graph.rootBlockers(vertex)])), now);
+    for (const vertex of this.#described.keys()) {
+      if (this.#roots.since(vertex) === undefined && this.#direct.since(vertex) === undefined)
+        this.#described.delete(vertex);
+    }
+    this.#describeLong(Math.min(DESCRIBE_MS, patienceMs), waiting);
+    this.#cancelMaintenance();
+    this.#tell(now);
+  }
+
+  /** Since when it has blocked the hold and was itself blocked by no session, by performance.now(). */
+  since(vertex: Vertex): number {
+    return this.#roots.since(vertex) ?? Infinity;
+  }
+
+  blocker(vertex: Vertex): Blocker | undefined {
+    return this.#described.get(vertex);
+  }
+
+  /** Those that block it now, as far as they are known by name. */
+  present(): Blocker[] {
+    return [...this.#described].flatMap(([vertex, blocker]) =>
+      this.#roots.since(vertex) === undefined ? [] : [blocker],
+    );
+  }
+
+  /** Whether the controller may end it; what is not known it may not. */
+  canEnd(vertex: Vertex): boolean {
+    return this.blocker(vertex)?.mayEnd ?? false;
+  }
+
+  /** The root blockers of a session that have blocked for so long. */
+  longOf(session: LockSession, patienceMs: number): Vertex[] {
+    const roots = this.#graph?.rootBlockers(session.server.vertexOf(session.pid)) ?? [];
+    return [...roots].filter((vertex) => this.#isLong(vertex, patienceMs));
+  }
+
+  /** Whether each blocker of a session has stayed for so long, or waits for one that has or for a hold. */
+  isStuck(session: LockSession, patienceMs: number): boolean {
+    const graph = this.#graph;
+    if (graph === undefined) return false;
+    const blockers = graph.blockersOf(session.server.vertexOf(session.pid));
+    const stays = (vertex: Vertex): boolean => this.#isLong(vertex, patienceMs);
+    return blockers.length > 0 && blockers.every((vertex) => graph.isStuck(vertex, stays));
+  }
+
+  /** It was in the same transaction when the server was asked: a session of short ones may be seen at each look. */
+  #isLong(vertex: Vertex, patienceMs: number): boolean {
+    const readAt = this.#described.get(vertex)?.readAt ?? -Infinity;
+    return readAt - this.since(vertex) >= patienceMs;
+  }
+
+  /**
+   * Waits until these are gone, or have blocked for as long as they may.
+   *
+   * @param mostMs how long a blocker may have blocked in all, from when it was seen first
+   * @returns those that are still there
+   */
+  async waitOutside(
+    vertices: readonly Vertex[],
+    mostMs: (vertex: Vertex) => number,
+    signal: AbortSignal,
+  ): Promise<Vertex[]> {
+    const late: Vertex[] = [];
+    let waited = [...vertices];
+    while (waited.length > 0) {
+      await delay(OUTSIDE_CHECK_MS, undefined, { signal });
+      const there = await this.#stillThere(waited);
+      const now = performance.now();
+      this.#roots.see([...there, ...late], now);
+      this.#tell(now);
+      for (const vertex of waited) {
+        if (!there.has(vertex)) this.#forget(vertex);
+        else if (now - this.since(vertex) >= mostMs(vertex)) late.push(vertex);
+      }
+      waited = waited.filter((vertex) => there.has(vertex) && !late.includes(vertex));
+    }
+    const now = performance.now();
+    for (const vertex of late) this.#roots.pin(vertex, PIN_MS, now);
+    return late;
+  }
+
+  /** @returns whether it was ended: false where it was gone already, or this role may not. */
+  async terminate(vertex: Vertex): Promise<boolean> {
+    const blocker = this.#described.get(vertex);
+    if (blocker === undefined) return false;
+    const isEnded = await blocker.server.terminate(blocker.pid, blocker.transaction);
+    if (isEnded) this.#forget(vertex);
+    return isEnded;
+  }
+
+  #forget(vertex: Vertex): void {
+    this.#roots.forget(vertex);
+    this.#direct.forget(vertex);
+    this.#described.delete(vertex);
+  }
+
+  /** Of these, those that are in the same transaction as when they were described. */
+  async #stillThere(vertices: readonly Vertex[]): Promise<Set<Vertex>> {
+    const there = new Set<Vertex>();
+    const byServer = new Map<Server, Vertex[]>();
+    for (const vertex of vertices) {
+      const server = this.#described.get(vertex)?.server;
+      if (server) byServer.set(server, [...(byServer.get(server) ?? []), vertex]);
+    }
+    await Promise.all(
+      [...byServer].map(async ([server, some]) => {
+        const known = some.flatMap((vertex) => this.#described.get(vertex) ?? []);
+        const gids = known.filter(({ pid }) => pid === 0).map(({ transaction }) => transaction);
+        // A server that cannot be asked says nothing: they are taken to be there.
+        const found = await Promise.all([
+          server.describe(known.map(({ pid }) => pid)),
+          gids.length > 0 ? server.prepared(gids) : ([] as string[]),
+        ]).catch(() => undefined);
+        for (const vertex of some) {
+          const blocker = this.#described.get(vertex);
+          const isThere =
+            found === undefined ||
+            (blocker?.pid === 0
+              ? found[1].includes(blocker.transaction)
+              : found[0].some(
+                  ({ pid, transaction }) =>
+                    pid === blocker?.pid && transaction === blocker.transaction,
+                ));
+          if (isThere) there.add(vertex);
+        }
+      }),
+    );
+    return there;
+  }
+
+  /** Asks what those are that have blocked for a while. */
+  #describeLong(ms: number, waiting: readonly LockSession[]): void {
+    const now = performance.now();
+    const long = [...this.#roots.longerThan(ms, now), ...this.#direct.longerThan(ms, now)];
+    const unknown = new Map<Server, Set<number>>();
+    const isKnown = (vertex: Vertex): boolean =>
+      now - (this.#described.get(vertex)?.readAt ?? -Infinity) < ms;
+    for (const vertex of long.filter((one) => !isKnown(one))) {
+      const server = this.#options.watch.serverOf(vertex);
+      if (server === undefined || this.#describing.has(server)) continue;
+      const pid = Number(vertex.slice(vertex.lastIndexOf(':') + 1));
+      unknown.set(server, (unknown.get(server) ?? new Set()).add(pid));
+    }
+    for (const [server, pids] of unknown) {
+      const here = waiting.filter((session) => session.server === server);
+      void this.#describe(
+        server,
+        [...pids],
+        here.map(({ pid }) => pid),
+      );
+    }
+  }
+
+  async #describe(server: Server, pids: readonly number[], waiting: number[]): Promise<void> {
+    this.#describing.add(server);
+    try {
+      const found = await server.describe(pids, waiting);
+      const now = performance.now();
+      for (const session of found) {
+        const vertex = server.vertexOf(session.pid);
+        // Only its present transaction counts: what the session did before blocks no longer.
+        const isSame = this.#described.get(vertex)?.transaction === session.transaction;
+        const lastsMs = session.lastsMs ?? (isSame ? Infinity : 0);
+        for (const sightings of [this.#roots, this.#direct])
+          sightings.correct(vertex, now - lastsMs);
+        this.#described.set(vertex, { ...session, server, readAt: now });
+      }
+    } catch {
+      // It is asked again at the next look.
+    } finally {
+      this.#describing.delete(server);
+    }
+  }
+
+  #cancelMaintenance(): void {
+    for (const [vertex, blocker] of this.#described) {
+      const id = `${vertex} ${blocker.transaction}`;
+      if (blocker.maintenance === null || this.#cancelled.has(id)) continue;
+      if (this.#direct.since(vertex) === undefined) continue;
+      this.#cancelled.add(id);
+      blocker.server.cancel(blocker.pid).then(
+        () => this.#options.onCancelled(blocker),
+        // This role may not: it is waited for as any other.
+        () => undefined,
+      );
+    }
+  }
+
+  #tell(now: number): void {
+    const blockers = this.#roots
+      .longerThan(TELL_MS, now)
+      .flatMap((vertex) => this.#described.get(vertex) ?? [])
+      .sort((a, b) => a.server.name.localeCompare(b.server.name) || a.pid - b.pid);
+    const told = blockers.map(
+      ({ server, pid, transaction }) => `${server.key}:${pid} ${transaction}`,
+    );
+    if (blockers.length === 0 || told.join() === this.#told) return;
+    this.#told = told.join();
+    this.#options.onBlocked(blockers);
+  }
+}
+
+/** For people: `pid 7 (user app, application web, idle in transaction since 12:00:00) on host:5432`. */
+export function describeBlocker({ server, ...session }: Blocker): string {
+  return `${describeSession(session)} on ${server.name}`;
+}
+
+function describeSession(session: BlockingSession): string {
+  const { pid, user, application, state, since, transaction } = session;
+  const when = since === null ? '' : ` since ${since}`;
+  if (pid === 0)
+    return `prepared transaction ${transaction} (user ${user}${when ? `,${when}` : ''})`;
+  const doing = state === null ? '' : `, ${state}${when}`;
+  return `pid ${pid} (user ${user}, application ${application || 'unnamed'}${doing})`;
+}

@@ -1,0 +1,149 @@
+/**
+ * What a hold that is being opened does about the sessions that block it. Pure; times in milliseconds, moments
+ * by performance.now(). See docs/locking.md.
+ */
+
+/** A blocker that stays for so long is waited for outside the queue. */
+const PATIENCE_MS = 250;
+/** So many tries have that patience; each further one has half of it, so that all take a second at most. */
+const PATIENT_TRIES = 3;
+/** A blocker of reads alone is waited for so long; then the table's reads are not paused. */
+const READS_PATIENCE_MS = 1_500;
+
+/** How long a blocker may stay before this try, the first being 1, leaves the queue. */
+export function patienceOf(attempt: number): number {
+  return PATIENCE_MS / 2 ** Math.max(0, attempt - PATIENT_TRIES);
+}
+
+/** Since when vertices have been seen without a break. */
+export class Sightings<T> {
+  readonly #gapMs: number;
+  readonly #seen = new Map<T, { since: number; at: number }>();
+
+  /** @param gapMs a vertex that was not seen for longer is a new one. */
+  constructor(gapMs: number) {
+    this.#gapMs = gapMs;
+  }
+
+  see(seen: Iterable<T>, now: number): void {
+    for (const [one, { at }] of this.#seen) if (now - at > this.#gapMs) this.#seen.delete(one);
+    for (const one of seen) {
+      const known = this.#seen.get(one);
+      if (known) known.at = Math.max(known.at, now);
+      else this.#seen.set(one, { since: now, at: now });
+    }
+  }
+
+  /** It is known to be there since then, and not longer. */
+  correct(one: T, since: number): void {
+    const known = this.#seen.get(one);
+    if (known) known.since = Math.max(known.since, since);
+  }
+
+  /** It counts as seen for so long from now. */
+  pin(one: T, ms: number, now: number): void {
+    const known = this.#seen.get(one);
+    if (known) known.at = now + ms;
+  }
+
+  since(one: T): number | undefined {
+    return this.#seen.get(one)?.since;
+  }
+
+  forget(one: T): void {
+    this.#seen.delete(one);
+  }
+
+  /** Those that have been seen for so long. */
+  longerThan(ms: number, now: number): T[] {
+    return [...this.#seen].flatMap(([one, { since }]) => (now - since >= ms ? [one] : []));
+  }
+}
+
+/** A lock that a hold waits for. */
+export interface WaitedLock<B> {
+  /**
+   * `writes`: the hold is none without it. `reads`: without it a table's reads are not paused. `drain`: it
+   * only helps to take the others.
+   */
+  readonly need: 'writes' | 'reads' | 'drain';
+  /** Its root blockers that have stayed for longer than the hold's patience. */
+  readonly long: readonly B[];
+  /** Whether every one of its blockers stays: one of these, or a session that waits for what a hold keeps. */
+  readonly isStuck: boolean;
+}
+
+/** The part of a hold on one node. */
+export interface NodeState<B, L extends WaitedLock<B>> {
+  readonly waited: readonly L[];
+  /** Whether it has all locks without which writes are not paused. */
+  readonly hasWrites: boolean;
+}
+
+export interface HoldState<B, L extends WaitedLock<B>> {
+  readonly nodes: readonly NodeState<B, L>[];
+  /** Since when a blocker has been there. */
+  readonly since: (blocker: B) => number;
+  /** False for a prepared transaction, or a session that this role may not terminate. */
+  readonly canEnd: (blocker: B) => boolean;
+  /** The primary is still there: a client that does not wait does not fail. */
+  readonly isPlanned: boolean;
+  /** For how long it has been opened. */
+  readonly ageMs: number;
+  readonly cooldownMs: number;
+  readonly now: number;
+}
+
+export interface Decision<B, L> {
+  /** Leave all queues until these are gone, or have blocked for the cooldown; empty: stay. */
+  readonly leaveFor: readonly B[];
+  /** Locks that are not waited for any longer. */
+  readonly renounce: readonly L[];
+  /** Sessions to terminate. */
+  readonly terminate: readonly B[];
+}
+
+/**
+ * - Nothing is terminated but what blocks writes, is itself blocked by no session, and has been for the
+ *   cooldown.
+ * - A hold that is planned leaves the queue for a blocker that stays, until it has been opened for twice the
+ *   cooldown: after that it stays in the queue. Where the primary is gone, clients that do not wait fail, so
+ *   such a hold stays.
+ * - What is needed for reads alone is renounced when its blockers stay for long; those that block writes as well
+ *   are waited for all the same.
+ */
+export function decide<B, L extends WaitedLock<B>>(hold: HoldState<B, L>): Decision<B, L> {
+  const { nodes, since, canEnd, now, cooldownMs } = hold;
+  const waited = nodes.flatMap((node) => node.waited);
+  const ofWrites = new Set(
+    waited.filter(({ need }) => need === 'writes').flatMap(({ long }) => long),
+  );
+  const isDue = (blocker: B): boolean => canEnd(blocker) && now - since(blocker) >= cooldownMs;
+  const mayLeave = hold.isPlanned && hold.ageMs < 2 * cooldownMs;
+  const isLate = (blocker: B): boolean =>
+    !mayLeave || now - since(blocker) >= Math.min(READS_PATIENCE_MS, cooldownMs);
+  const stuckReads = nodes
+    .filter(({ hasWrites }) => hasWrites)
+    .flatMap((node) => node.waited)
+    .filter(({ need, isStuck }) => need === 'reads' && isStuck);
+  const ofReads = stuckReads.flatMap(({ long }) => long).filter((blocker) => !isLate(blocker));
+  return {
+    terminate: [...ofWrites].filter(isDue),
+    renounce: stuckReads.filter(({ long }) => long.every((blocker) => isLate(blocker))),
+    leaveFor: hold.isPlanned
+      ? [
+          ...[...ofWrites].filter((one) => !isDue(one) && (mayLeave || !canEnd(one))),
+          ...ofReads.filter((one) => !ofWrites.has(one)),
+        ]
+      : [],
+  };
+}
+
+/** When a blocker that is waited for outside the queue is waited for no longer, from when it was seen first. */
+export function outsideMs(
+  blocker: { canEnd: boolean; blocksWrites: boolean },
+  cooldownMs: number,
+): number {
+  if (!blocker.blocksWrites) return Math.min(READS_PATIENCE_MS, cooldownMs);
+  return blocker.canEnd ? cooldownMs : Infinity;
+}
