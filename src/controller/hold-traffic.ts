@@ -39,7 +39,9 @@ export async function holdTraffic(
   if (hold.pause !== 'none') {
     const isHeld = (): boolean => holds.get(task.groupid) === hold;
     const elsewhere = await place.siblings.follow({ ...task, ...attempt, isHeld }, place.signal);
-    reason = [reason, elsewhere].filter((one) => one !== null).join('; ') || null;
+    await hold.pausing?.whole();
+    reason =
+      [hold.pausing?.reason ?? reason, elsewhere].filter((one) => one !== null).join('; ') || null;
   }
 
   // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.

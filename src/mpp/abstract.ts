@@ -119,8 +119,10 @@ export interface PauseRequest {
 
 /** The traffic of one group waits, until the transaction of the request has ended. */
 export interface Pausing {
-  /** A sentence when less waits than was asked for, else null. */
+  /** A sentence when less waits than was asked for at this moment, else null. */
   readonly reason: string | null;
+  /** Resolves once locks that were lost meanwhile are there again, or `reason` says that they are not. */
+  whole(): Promise<void>;
   readonly strategy: string;
   /** True when nobody else can change the catalog's rows until it ends. */
   readonly locksNodes: boolean;

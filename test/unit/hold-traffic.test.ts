@@ -3,7 +3,7 @@ import { describe, expect, it, vi } from 'vitest';
 import { holdTraffic } from '../../src/controller/hold-traffic.js';
 import { Holds, type Hold } from '../../src/controller/holds.js';
 import type { Work, Workplace } from '../../src/controller/work.js';
-import type { Node, Pausing, PauseRequest } from '../../src/mpp/abstract.js';
+import type { Node, Pausing } from '../../src/mpp/abstract.js';
 import { Transaction } from '../../src/postgres/transaction.js';
 import type { Task } from '../../src/tasks/task.js';
 
@@ -35,18 +35,19 @@ const PAUSING: Pausing = {
   strategy: 'shard-locks',
   locksNodes: false,
   retarget: () => Promise.resolve(),
-  extend: () => Promise.resolve(),
+  whole: () => Promise.resolve(),
+  expectCommit: () => undefined,
+  extend: () => undefined,
 };
 
-/** Locks that are gone by the time when the hold would be acknowledged make nobody wait. */
-describe('a hold that loses what it shares with others before it is acknowledged', () => {
+describe('a hold whose session is lost before it is acknowledged', () => {
   it('is not acknowledged', async () => {
     const holds = new Holds(() => undefined);
-    let request: PauseRequest | undefined;
     const acknowledged = vi.fn(() => Promise.resolve({ rows: [{ remaining_ms: 1_000 }] }));
     const rollback = vi.fn(() => Promise.resolve(true));
     const session = Object.create(Transaction.prototype, {
-      onLost: { value: () => undefined },
+      // It was lost between the last lock and now.
+      onLost: { value: (listener: () => void) => listener() },
       rollback: { value: rollback },
       destroy: { value: () => undefined },
     }) as Transaction;
@@ -57,20 +58,13 @@ describe('a hold that loses what it shares with others before it is acknowledged
       pause: 'writes',
       signal: new AbortController().signal,
       traffic: {
-        pause: (given: PauseRequest) => {
-          request = given;
-          return Promise.resolve(PAUSING);
-        },
+        pause: () => Promise.resolve(PAUSING),
         stop: () => Promise.resolve(),
       },
       siblings: { follow: () => Promise.resolve(null) },
       handler: () => ({
         means: { strategies: ['shard-locks'], maySignal: true },
-        readNodes: () => {
-          // The rows are read again between the last lock and the acknowledgement.
-          request?.onLost();
-          return Promise.resolve([NODE]);
-        },
+        readNodes: () => Promise.resolve([NODE]),
       }),
       onHoldLost: (hold: Hold) => void holds.remove(hold),
     } as unknown as Workplace;

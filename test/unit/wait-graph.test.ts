@@ -1,6 +1,12 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { findKnots, vertexOf, type Edge, type Vertex } from '../../src/drain/wait-graph.js';
+import {
+  vertexOf,
+  WaitGraph,
+  type Edge,
+  type OwnSession,
+  type Vertex,
+} from '../../src/locks/wait-graph.js';
 
 const A = vertexOf('1', 10);
 const B = vertexOf('2', 20);
@@ -11,12 +17,26 @@ function edge(waiter: Vertex, blocker: Vertex, pid = Number(waiter.split(':')[1]
   return { waiter, blocker, pid };
 }
 
-function knots(
+function graphOf(
   edges: readonly Edge[],
   waiting: readonly Vertex[],
-  ours: readonly Vertex[] = [HOLD, OTHER_HOLD],
+  own: readonly Vertex[] = [HOLD, OTHER_HOLD],
+  kept: readonly Vertex[] = [],
+): WaitGraph {
+  const sessions = own.map((vertex): OwnSession => ({
+    vertex,
+    isWaiting: waiting.includes(vertex),
+    isKept: kept.includes(vertex),
+  }));
+  return new WaitGraph(edges, sessions);
+}
+
+function cycles(
+  edges: readonly Edge[],
+  waiting: readonly Vertex[],
+  own?: readonly Vertex[],
 ): Record<Vertex, number[]> {
-  const found = findKnots(edges, waiting, new Set(ours));
+  const found = graphOf(edges, waiting, own).blockedCycles();
   return Object.fromEntries(found.map(({ session, blocked }) => [session, sorted(blocked)]));
 }
 
@@ -24,37 +44,39 @@ function sorted(pids: Iterable<number>): number[] {
   return [...pids].sort((a, b) => a - b);
 }
 
-describe('findKnots', () => {
-  it('none: who waits for a hold that waits for nobody just waits', () => {
-    expect(knots([edge(A, HOLD)], [])).toEqual({});
-    expect(knots([edge(A, OTHER_HOLD)], [HOLD])).toEqual({});
+describe('blockedCycles', () => {
+  it('none: a client that waits for a hold which waits for no session', () => {
+    expect(cycles([edge(A, HOLD)], [])).toEqual({});
+    expect(cycles([edge(A, OTHER_HOLD)], [HOLD])).toEqual({});
   });
 
-  it('none: the one in the way waits for nobody of ours', () => {
-    expect(knots([edge(HOLD, A), edge(A, B)], [HOLD])).toEqual({});
+  it('none: the blocker waits for no session of the controller', () => {
+    expect(cycles([edge(HOLD, A), edge(A, B)], [HOLD])).toEqual({});
   });
 
-  it('the one in the way waits for the session itself', () => {
-    expect(knots([edge(HOLD, A), edge(A, HOLD)], [HOLD])).toEqual({ [HOLD]: [10] });
+  it('the blocker waits for the session itself', () => {
+    expect(cycles([edge(HOLD, A), edge(A, HOLD)], [HOLD])).toEqual({ [HOLD]: [10] });
   });
 
-  it('the one in the way waits, through others and another server, for another session of ours', () => {
+  it('the blocker waits, through others and another server, for another session of the controller', () => {
     const edges = [edge(HOLD, A), edge(A, B, 21), edge(B, OTHER_HOLD)];
-    expect(knots(edges, [HOLD])).toEqual({ [OTHER_HOLD]: [20] });
+    expect(cycles(edges, [HOLD])).toEqual({ [OTHER_HOLD]: [20] });
   });
 
   it('names the process that waits on the server of the session, not the client it works for', () => {
     // B works on server 1 as process 77.
-    expect(knots([edge(HOLD, B), edge(B, HOLD, 77)], [HOLD])).toEqual({ [HOLD]: [77] });
+    expect(cycles([edge(HOLD, B), edge(B, HOLD, 77)], [HOLD])).toEqual({ [HOLD]: [77] });
   });
 
-  it('none: one of ours behind another of ours', () => {
-    expect(knots([edge(HOLD, OTHER_HOLD), edge(OTHER_HOLD, HOLD)], [HOLD, OTHER_HOLD])).toEqual({});
+  it('none: one session of the controller behind another', () => {
+    expect(cycles([edge(HOLD, OTHER_HOLD), edge(OTHER_HOLD, HOLD)], [HOLD, OTHER_HOLD])).toEqual(
+      {},
+    );
   });
 
   it('yields to one that waits for several sessions with each of them', () => {
     const edges = [edge(HOLD, A), edge(A, HOLD), edge(A, OTHER_HOLD)];
-    expect(knots(edges, [HOLD])).toEqual({ [HOLD]: [10], [OTHER_HOLD]: [10] });
+    expect(cycles(edges, [HOLD])).toEqual({ [HOLD]: [10], [OTHER_HOLD]: [10] });
   });
 
   it('finds what a search from every session finds, in any graph, and nothing else', () => {
@@ -67,14 +89,62 @@ describe('findKnots', () => {
     fc.assert(
       fc.property(edges, ours, fc.infiniteStream(fc.boolean()), (graph, sessions, flips) => {
         const waiting = sessions.filter(() => flips.next().value);
-        expect(knots(graph, waiting, sessions)).toEqual(naive(graph, waiting, sessions));
+        expect(cycles(graph, waiting, sessions)).toEqual(naive(graph, waiting, sessions));
       }),
       { numRuns: 2_000 },
     );
   });
 });
 
-/** Whoever is not ours, can be reached from one of ours that waits by others not ours, and waits for ours. */
+describe('rootBlockers', () => {
+  it('are the sessions at the end of all waits, and not those that queue behind them', () => {
+    const edges = [edge(HOLD, A), edge(HOLD, B), edge(A, B, 21)];
+    expect(graphOf(edges, [HOLD]).rootBlockers(HOLD)).toEqual(new Set([B]));
+  });
+
+  it('are none where all wait for the controller itself', () => {
+    const edges = [edge(HOLD, A), edge(A, OTHER_HOLD)];
+    expect(graphOf(edges, [HOLD]).rootBlockers(HOLD)).toEqual(new Set());
+  });
+
+  it('wait for no session and are not the controller’s, in any graph', () => {
+    const vertex = fc.integer({ min: 0, max: 9 }).map((pid) => vertexOf('1', pid));
+    const anyEdges = fc.array(fc.record({ waiter: vertex, blocker: vertex, pid: fc.nat() }), {
+      maxLength: 25,
+    });
+    fc.assert(
+      fc.property(
+        anyEdges,
+        fc.uniqueArray(vertex, { maxLength: 3 }),
+        vertex,
+        (edges, own, from) => {
+          for (const root of graphOf(edges, own, own).rootBlockers(from)) {
+            expect(own).not.toContain(root);
+            expect(edges.some(({ waiter }) => waiter === root)).toBe(false);
+          }
+        },
+      ),
+    );
+  });
+});
+
+describe('isStuck', () => {
+  const never = (): boolean => false;
+
+  it('is a client that waits for what a hold keeps, through others as well', () => {
+    const edges = [edge(A, B, 10), edge(B, HOLD)];
+    expect(graphOf(edges, [], [HOLD], [HOLD]).isStuck(A, never)).toBe(true);
+    expect(graphOf(edges, [], [HOLD], []).isStuck(A, never)).toBe(false);
+  });
+
+  it('is a client that waits for one that stays', () => {
+    const edges = [edge(A, B)];
+    expect(graphOf(edges, []).isStuck(A, (vertex) => vertex === B)).toBe(true);
+    expect(graphOf(edges, []).isStuck(A, never)).toBe(false);
+  });
+});
+
+/** Sessions that wait for the controller's, and are reachable from one of those that waits, through others alone. */
 function naive(
   edges: readonly Edge[],
   waiting: readonly Vertex[],

@@ -48,7 +48,7 @@ export class Backend {
         await this.delay;
         this.#marks[depth] = this.ours.length;
       } else if (verb === 'ROLLBACK') this.ours.splice(this.#marks[depth] ?? 0);
-      else await this.#lock(name);
+      else for (const one of text.split(';')) await this.#lock(one.trim().split(' ').at(-1) ?? '');
       return { rows: [] };
     },
   } as unknown as ClientBase;

@@ -323,6 +323,11 @@ export class GroupPause {
     if (reason !== null) request.onReason(reason);
   }
 
+  /** Resolves once no node pause is taking lost locks again. */
+  async whole(): Promise<void> {
+    await Promise.all(this.#all.map((pause) => pause.whole()));
+  }
+
   /** The hold may last so many milliseconds from now. */
   extend(remainingMs: number): void {
     for (const pause of this.#all) if (!pause.isLeftOut) pause.extend(remainingMs);

@@ -90,7 +90,7 @@ export class NodePause implements LockOwner {
   #mustPlan = false;
   #isKept = false;
   #yields: number | undefined;
-  #regaining = false;
+  #regaining: Promise<void> | undefined;
   #leftOut: string | null = null;
   #refusal: string | null = null;
 
@@ -103,7 +103,7 @@ export class NodePause implements LockOwner {
     this.#holder = node.locks.join({
       purpose: `pause of group ${order.groupid}`,
       remainingMs: order.remainingMs,
-      onLost: () => void this.#regain(),
+      onLost: () => this.#lose(),
       onFailure: (error) => this.#isKept && options.onRegained(this, error),
     });
     this.#group = group && node.locks.adopt(group.transaction, this);
@@ -215,6 +215,11 @@ export class NodePause implements LockOwner {
     }
   }
 
+  /** A function: it may have to do without a table since it has begun to wait. */
+  #isOutdated(): boolean {
+    return this.#mustPlan;
+  }
+
   /** Whether what is taken is what is to be taken, now that it is there. */
   async #isCurrent(): Promise<boolean> {
     return !this.#mustPlan && (await this.#targets.isCurrent());
@@ -243,7 +248,7 @@ export class NodePause implements LockOwner {
         signal,
       );
     }
-    if (this.#mustPlan) return;
+    if (this.#isOutdated()) return;
     this.#needsOwn = this.#commits || this.#order.pause === 'writes' || this.#renounced.size > 0;
     // Where a table cannot be had, the shards tell whether its blockers write to the group.
     if (this.#needsOwn || !this.#hasTables) await this.#takeOwn(own);
@@ -443,10 +448,18 @@ export class NodePause implements LockOwner {
     this.node.locks.closeUnused();
   }
 
-  async #regain(): Promise<void> {
+  #lose(): void {
     if (!this.#isKept || this.#regaining || this.isLeftOut) return;
-    this.#regaining = true;
     this.#options.onLost(this);
+    this.#regaining = this.#regain().finally(() => (this.#regaining = undefined));
+  }
+
+  /** Resolves once lost locks are there again, or the hold goes on without them. */
+  async whole(): Promise<void> {
+    while (this.#regaining) await this.#regaining;
+  }
+
+  async #regain(): Promise<void> {
     try {
       const regained = this.#until(() => this.isComplete, this.#over.signal).then(() => true);
       const isBack = await within(REGAIN_MS, regained, false);
@@ -455,8 +468,6 @@ export class NodePause implements LockOwner {
     } catch (error) {
       const failure = error instanceof Error ? error : new Error(String(error));
       if (!this.#isOver()) this.#options.onRegained(this, failure);
-    } finally {
-      this.#regaining = false;
     }
   }
 

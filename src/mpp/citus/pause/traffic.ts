@@ -96,7 +96,9 @@ export class CitusTraffic implements TrafficControl {
     const ending = new HoldEnd(coordinator, group);
     session.onEnd((outcome) => this.#end(ending, outcome));
     const instead = fellBack === null ? null : `held with ${strategy.name}: ${fellBack}`;
-    const reason = [instead, group.reason].filter((one) => one !== null).join('; ') || null;
+    const reasonNow = (): string | null =>
+      [instead, group.reason].filter((one) => one !== null).join('; ') || null;
+    const reason = reasonNow();
     logger.info(
       {
         groupid: node.groupid,
@@ -111,7 +113,10 @@ export class CitusTraffic implements TrafficControl {
       reason === null ? 'traffic waits' : 'less traffic waits than was asked for',
     );
     return {
-      reason,
+      get reason() {
+        return reasonNow();
+      },
+      whole: () => group.whole(),
       strategy: strategy.name,
       locksNodes: strategy.locksNodes,
       retarget: (held, rows, target, ms) =>
