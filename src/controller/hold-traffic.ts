@@ -41,7 +41,9 @@ export async function holdTraffic(
     const elsewhere = await place.siblings.follow({ ...task, ...attempt, isHeld }, place.signal);
     await hold.pausing?.whole();
     reason =
-      [hold.pausing?.reason ?? reason, elsewhere].filter((one) => one !== null).join('; ') || null;
+      [work.hold ? reason : (hold.pausing?.reason ?? reason), elsewhere]
+        .filter((one) => one !== null)
+        .join('; ') || null;
   }
 
   // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.
