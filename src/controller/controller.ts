@@ -266,7 +266,7 @@ class ControllerProcess implements Controller {
         onActive: () => {
           this.#logger.info(`active, with strategy ${strategy} on Citus ${mppVersion}`);
           this.#saySessions(sessions, connections);
-          void this.#sayWhatIsMissing(control);
+          void this.#sayWhatIsWrong(control);
         },
       },
       control,
@@ -294,9 +294,11 @@ class ControllerProcess implements Controller {
       this.#logger.warn(fields, `${line}; that is more than half of them: raise max_connections`);
   }
 
-  async #sayWhatIsMissing({ handler, client }: ControlSession): Promise<void> {
+  /** Rights that this role lacks, and parameters of the server that make a switchover slow. */
+  async #sayWhatIsWrong({ handler, client }: ControlSession): Promise<void> {
     const missing = await handler.missingRights(client).catch(() => []);
-    for (const sentence of missing) this.#logger.warn(sentence);
+    const advice = await handler.adviseSettings(client).catch(() => []);
+    for (const sentence of [...missing, ...advice]) this.#logger.warn(sentence);
   }
 
   /** What a person must put right before this can work at all; once it has worked, we wait instead. */

@@ -260,6 +260,12 @@ export interface AbstractMPPHandler {
    */
   missingRights(session: ClientBase): Promise<readonly string[]>;
 
+  /**
+   * Which parameters of the server make a switchover slower than it needs to be, in sentences, each with the
+   * command that changes it.
+   */
+  adviseSettings(session: ClientBase): Promise<readonly string[]>;
+
   /** Whether a further group may be held beside the ones held now. */
   canHoldAnother(session: ClientBase): Promise<boolean>;
 

@@ -20,6 +20,7 @@ import { missingRights } from './rights.js';
 import { ignoreReplicationSlot } from './slots.js';
 import { STRATEGIES, type StrategyName } from './pause/strategies.js';
 import { CitusTraffic } from './pause/traffic.js';
+import { adviseSyncInterval } from './sync-interval.js';
 import { planTransition } from './transition.js';
 
 /** What the server offers to this role. */
@@ -160,6 +161,7 @@ function createHandler(
     plan: planTransition,
     apply: applyStep,
     missingRights,
+    adviseSettings: adviseSyncInterval,
   };
 }
 

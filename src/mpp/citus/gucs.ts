@@ -16,8 +16,8 @@ export const GUC_NAMES = [
  * Citus's daemon sends other nodes a new row of pg_dist_node when it is committed, and leaves that for later
  * when another commit is at the table: two groups that move at once would have them wait for 5 s, the default.
  */
-const SYNC_AGAIN = '200ms';
-const RETRY_INTERVAL = 'citus.metadata_sync_retry_interval';
+export const SYNC_AGAIN = '200ms';
+export const RETRY_INTERVAL = 'citus.metadata_sync_retry_interval';
 
 /**
  * Background workers: those that parallel queries may take, which is PostgreSQL's own default, and for
