@@ -19,6 +19,8 @@ export const SECONDARY_ATTEMPTS = 80;
 /** What citus_update_node and its like may take beyond the cooldown. */
 const STATEMENT_SLACK_MS = 30_000;
 const LOCK_SLACK_MS = 5_000;
+/** What a statement may take whose hold has no time left. */
+const HELD_LEAST_MS = 100;
 
 /** Milliseconds until the next attempt, or undefined when there is to be none. */
 export function retryDelay(task: Task, error: unknown): number | undefined {
@@ -36,6 +38,16 @@ export function groupBusyDelay(attempt: number): number {
 /** 100 ms, then twice as long each time, up to 30 s. */
 export function growingDelay(attempt: number): number {
   return Math.min(RETRY_FIRST_MS * 2 ** Math.min(attempt - 1, 20), RETRY_MOST_MS);
+}
+
+/**
+ * While the traffic of a hold waits for the change, it is tried often.
+ *
+ * @returns undefined when it is not tried in the hold.
+ */
+export function heldRetryDelay(task: Task, error: unknown): number | undefined {
+  if (retryDelay(task, error) === undefined) return undefined;
+  return Math.min(growingDelay(task.attempt), HELD_MOST_MS);
 }
 
 /**
@@ -57,11 +69,15 @@ export function unconfirmedDelay(attempt: number, isHeld: boolean): number {
 export function boundsOf(task: Task, heldMs?: number): Bounds {
   const late = task.event === 'after_promote';
   const holdMs = task.resumed ? task.remainingMs : task.timeoutMs;
+  // What waits in a hold ends with it: its traffic would wait beyond the deadline.
+  const mostMs = late && heldMs !== undefined ? Math.max(heldMs, HELD_LEAST_MS) : Infinity;
   return {
     idleMs: (heldMs ?? holdMs) + SERVER_GRACE_MS,
-    lockMs: task.cooldownMs + LOCK_SLACK_MS,
-    // A before_ task that could not be acknowledged in time is of no use to anybody.
-    statementMs: late ? task.cooldownMs + STATEMENT_SLACK_MS : Math.max(task.remainingMs, 1),
+    lockMs: Math.min(task.cooldownMs + LOCK_SLACK_MS, mostMs),
+    // A before_ task that could not be acknowledged in time is of no use to any client.
+    statementMs: late
+      ? Math.min(task.cooldownMs + STATEMENT_SLACK_MS, mostMs + HELD_LEAST_MS)
+      : Math.max(task.remainingMs, 1),
   };
 }
 

@@ -4,7 +4,7 @@ import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { attemptOf, endTasks } from '../tasks/finish.js';
 import { pauseOf } from '../tasks/pause.js';
 import type { Task } from '../tasks/task.js';
-import { boundsOf, groupBusyDelay, growingDelay, watchdogMs } from './bounds.js';
+import { boundsOf, groupBusyDelay, growingDelay, heldRetryDelay, watchdogMs } from './bounds.js';
 import { commitChange, movesPrimary } from './commit-change.js';
 import { failureText, recordFailure } from './failure.js';
 import { beginGroupSession, groupLocker, type GroupSession } from './group-session.js';
@@ -33,6 +33,7 @@ export class Processor {
     const hold = holds.get(task.groupid);
     const log = logger.child({ task: task.id, groupid: task.groupid, event: task.event });
     let session = hold?.session;
+    const before = hold && { hold, node: hold.node, pausing: hold.pausing };
     const check = this.#place.verification.begin(task);
     const prefetch = hold ? undefined : this.#prefetch(task);
     const watchdog = setTimeout(() => session?.destroy(), watchdogMs(task));
@@ -41,7 +42,7 @@ export class Processor {
         const early = await this.#leaveEarly({ task, check, log });
         if (early !== undefined) return early;
       }
-      if (hold) await hold.session.bound(boundsOf(task, holds.remaining(hold)));
+      if (hold) await this.#enter(task, hold);
       else session = await beginGroupSession(sessions, db, task.groupid, boundsOf(task));
       if (session === undefined) {
         const locker = await groupLocker(db, task.groupid);
@@ -54,7 +55,8 @@ export class Processor {
       this.#running.set(task, session);
       return await this.#act({ task, session, hold, log, prefetch, check });
     } catch (error) {
-      return await this.#failed(task, session, hold, error, log);
+      const outcome = await this.#retryInHold(task, before, error, log);
+      return outcome ?? (await this.#failed(task, session, hold, error, log));
     } finally {
       clearTimeout(watchdog);
       prefetch?.end();
@@ -139,6 +141,48 @@ export class Processor {
     return {};
   }
 
+  async #enter(task: Task, hold: Hold): Promise<void> {
+    const { session } = hold;
+    await session.bound(boundsOf(task, this.#place.holds.remaining(hold)));
+    await session.client.query('SAVEPOINT mpp_task');
+  }
+
+  /**
+   * Takes back what a task has begun in a hold, and tries it again there: the locks of the hold are older than
+   * the savepoint, so its traffic goes on waiting instead of running into a primary that is gone. The
+   * deadline of the hold ends that.
+   *
+   * @param before the hold as it was when the task began
+   * @returns undefined when the hold ends with the error.
+   */
+  async #retryInHold(
+    task: Task,
+    before: (Pick<Hold, 'node' | 'pausing'> & { readonly hold: Hold }) | undefined,
+    error: unknown,
+    log: Logger,
+  ): Promise<Outcome | undefined> {
+    const { holds } = this.#place;
+    const delay = heldRetryDelay(task, error);
+    if (before === undefined || delay === undefined || this.#place.stopping()) return undefined;
+    const { hold } = before;
+    // What made more traffic wait is younger than the savepoint.
+    if (holds.get(task.groupid) !== hold || hold.pausing !== before.pausing) return undefined;
+    try {
+      await hold.session.client.query('ROLLBACK TO SAVEPOINT mpp_task; RELEASE SAVEPOINT mpp_task');
+    } catch {
+      return undefined;
+    }
+    hold.node = before.node;
+    this.#tellFailure(task, error, log);
+    const outcome = { doubt: true, again: delay };
+    try {
+      await requeue(this.#place, task, failureText(error), delay);
+    } catch (recording) {
+      log.warn({ err: recording }, FAILURE_UNRECORDED);
+    }
+    return outcome;
+  }
+
   /** A task that fails in the same way at each attempt is in the log once. */
   #tellFailure(task: Task, error: unknown, log: Logger): void {
     const text = failureText(error);
@@ -152,7 +196,7 @@ export class Processor {
   }
 
   /**
-   * After an error nothing of the transaction is left, so a hold ends with it. A lost session leaves
+   * Where nothing of the transaction is left, a hold ends with it. A lost session leaves
    * its tasks as they are: the sweep that follows gives them back to the queue while their deadline
    * lasts, and it alone can tell whether a commit that got no answer has happened.
    */
@@ -178,15 +222,13 @@ export class Processor {
       const failure = { task, mine, hold: earlier, error, stopping: stopping !== undefined };
       return { doubt: true, again: await recordFailure(db, failure) };
     } catch (recording) {
-      log.warn(
-        { err: recording },
-        'the failure could not be recorded; a sweep will see to the task',
-      );
+      log.warn({ err: recording }, FAILURE_UNRECORDED);
       return lost;
     }
   }
 }
 
+const FAILURE_UNRECORDED = 'the failure could not be recorded; a sweep will see to the task';
 /** Tasks whose last failure is remembered. */
 const FAILURES_MOST = 1_000;
 

@@ -6,7 +6,7 @@ import { OncePerChange } from '../observe/once-per-change.js';
 import { remedyOf } from '../observe/remedy.js';
 import { errorText } from '../postgres/session.js';
 import { claimTask, othersWait, type Claimed } from '../tasks/claim.js';
-import { endTasks, readRelease, stillHolding } from '../tasks/finish.js';
+import { endTasks, readRelease, readUnfinishedChange, stillHolding } from '../tasks/finish.js';
 import { takeBack } from '../tasks/sweep.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { Alarms } from './alarms.js';
@@ -255,7 +255,13 @@ export class Term {
   async #expire(hold: Hold): Promise<void> {
     if (this.#holds.remaining(hold) > 0) return;
     this.#options.logger.warn({ groupid: hold.groupid }, 'hold ended at its deadline');
-    await this.#end(hold, 'its deadline passed before after_promote was reported');
+    await this.#end(hold, await this.#lateReason(hold));
+  }
+
+  async #lateReason({ groupid }: Hold): Promise<string> {
+    const task = await readUnfinishedChange(this.#options.db, groupid).catch(() => undefined);
+    if (task === undefined) return 'its deadline passed before after_promote was reported';
+    return `its deadline passed before task ${task.id} could change pg_dist_node: ${task.reason}`;
   }
 
   /** Rolls a hold back, and then writes it down if there is something to say. */

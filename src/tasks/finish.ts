@@ -50,7 +50,7 @@ export type RowsState = 'locked' | 'busy' | 'lost';
  * @returns `lost` when one of them is no longer this controller's: its hold was released, or taken over.
  */
 export async function lockTasks(
-  transaction: ClientBase,
+  transaction: Queryable,
   attempts: readonly Attempt[],
 ): Promise<RowsState> {
   const { rows } = await transaction.query<{ mine: number; locked: number }>({
@@ -329,5 +329,26 @@ const READ_RELEASE = `
   SELECT t.reason
   FROM @mpp.mpp_tasks AS t
   WHERE t.id = ANY ($1::bigint[]) AND t.status = 'rolled_back' AND t.reason LIKE '%released by %'
+  ORDER BY t.id DESC
+  LIMIT 1`;
+
+/** The newest after_promote of a group that was tried and is open, and why it has not been done. */
+export async function readUnfinishedChange(
+  db: Queryable,
+  groupid: number,
+): Promise<{ readonly id: string; readonly reason: string } | undefined> {
+  const { rows } = await db.query<{ id: string; reason: string }>({
+    name: 'mpp-read-unfinished-change',
+    text: READ_UNFINISHED_CHANGE,
+    values: [groupid],
+  });
+  return rows[0];
+}
+
+const READ_UNFINISHED_CHANGE = `
+  SELECT t.id, t.reason
+  FROM @mpp.mpp_tasks AS t
+  WHERE t.finished_at IS NULL AND t.groupid = $1 AND t.event = 'after_promote' AND t.attempt > 0
+    AND t.reason IS NOT NULL
   ORDER BY t.id DESC
   LIMIT 1`;

@@ -68,18 +68,28 @@ describe('row M: SQL fails in the middle of a task', () => {
       expect(second).toBeGreaterThanOrEqual(190);
     });
 
-    it('row M: after_promote of a hold: the pause ends, nothing is partial, then it works', async () => {
-      const subject = await subjectOf(h, 1);
-      const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
-      await strike(place, '55000');
-      const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
-      expect(await h.ended(demote.id)).toMatchObject({ status: 'rolled_back' });
-      expect((await h.task(demote.id)).reason).toContain(`task ${after}`);
-      expect(await primaryAddress(h, 1)).toEqual(subject.node);
-      await mend();
-      expect((await h.ended(after)).status).toBe('done');
-      await subject.settled();
-    });
+    it.each(['55000', '55P03', '40P01', '40001'])(
+      'after_promote of a hold that fails with %s is tried again, in the hold unless its commit failed',
+      async (code) => {
+        const subject = await subjectOf(h, 1);
+        const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
+        await strike(place, code);
+        const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
+        if (place === 'commit') {
+          expect(await h.ended(demote.id)).toMatchObject({ status: 'rolled_back' });
+          expect((await h.task(demote.id)).reason).toContain(`task ${after}`);
+        } else {
+          await waitFor('a few attempts', async () => (await h.task(after)).attempt >= 3);
+          expect((await h.task(demote.id)).status).toBe('holding');
+          expect(await h.holds()).toBe(1);
+        }
+        expect(await primaryAddress(h, 1)).toEqual(subject.node);
+        await mend();
+        expect(await h.ended(after)).toMatchObject({ status: 'done', reason: null });
+        expect((await h.task(demote.id)).status).toBe(place === 'commit' ? 'rolled_back' : 'done');
+        await subject.settled();
+      },
+    );
 
     it('row M: what no retry can mend is failed, and says why', async () => {
       const subject = await subjectOf(h, 1);
