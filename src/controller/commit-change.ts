@@ -1,19 +1,22 @@
-import type { Transition } from '../mpp/abstract.js';
+import type { Step, Transition } from '../mpp/abstract.js';
 import {
   addFollowUp,
   attemptOf,
   completeTasks,
   endTasks,
   lockTasks,
+  markWaiting,
   recordChange,
   requeueTasks,
 } from '../tasks/finish.js';
-import { isTaken } from '../postgres/sqlstate.js';
-import { formatAddress } from '../tasks/task.js';
+import type { Queryable } from '../postgres/queryable.js';
+import { addDetail, isCancelled, isTaken } from '../postgres/sqlstate.js';
+import { formatAddress, type Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './bounds.js';
+import { ChangeWatch, TOLD_AFTER_MS } from './change-watch.js';
 import type { Hold } from './holds.js';
 import { describeGroup, primaryOf } from './nodes.js';
-import { persistRows } from './persist.js';
+import { persist, persistRows } from './persist.js';
 import { addedSecondaries, describeMissing, withoutSecondaries } from './secondaries.js';
 import { within } from '../within.js';
 import { leaveUnconfirmed } from './unconfirmed.js';
@@ -32,6 +35,7 @@ const LOCKED_DELAY_MS = 100;
 /** How long the answer of a node may keep pg_dist_node locked. */
 const LOCKED_CHECK_MS = 500;
 const NOT_ANSWERED = { kind: 'notYet', reason: 'the node has not answered yet' } as const;
+const WAITS_FOR_TURN = 'waits for another group to change pg_dist_node first';
 const ROWS_LOCKED = 'another session has locked a task of the change; it is tried again';
 
 type ChangeTransition = Extract<Transition, { kind: 'change' }>;
@@ -52,13 +56,47 @@ export async function commitChange(
     if (verdict.kind !== 'confirmed') return leaveUnconfirmed(place, work, verdict);
   }
   if (hold && steps.length === 0) return endUnchanged(place, work, hold, transition);
-  // Of two that wait for pg_dist_node, Citus would have the one with the shorter cooldown end the other.
-  const endTurn = hold ? await place.changes.take() : undefined;
+  const endTurn = hold ? await takeTurn(place, work, hold) : undefined;
+  if (hold && endTurn === undefined) return waitForTurn(place, task);
   try {
     return await changeAndCommit(place, work, transition, isFirst);
   } finally {
     endTurn?.();
   }
+}
+
+/**
+ * Of two groups that wait for pg_dist_node, the one that comes first is served first. The turn is waited for
+ * until the deadline of the hold at most: its traffic must not wait longer for another group's trouble.
+ *
+ * @returns undefined when it did not come in time.
+ */
+async function takeTurn(
+  place: Workplace,
+  work: Work,
+  hold: Hold,
+): Promise<(() => void) | undefined> {
+  const taking = place.changes.take();
+  const told = setTimeout(() => tellWaiting(place, work, WAITS_FOR_TURN), TOLD_AFTER_MS);
+  try {
+    const endTurn = await within(place.holds.remaining(hold), taking, undefined);
+    if (endTurn === undefined) void taking.then((end) => end());
+    return endTurn;
+  } finally {
+    clearTimeout(told);
+  }
+}
+
+async function waitForTurn(place: Workplace, task: Task): Promise<Outcome> {
+  await requeue(place, task, WAITS_FOR_TURN, PUT_BACK_DELAY_MS);
+  return { again: PUT_BACK_DELAY_MS };
+}
+
+/** Says what a change waits for: once in the log for each change of it, and in `reason`. */
+function tellWaiting(place: Workplace, { task, log }: Work, sentence: string): void {
+  log.warn(sentence);
+  // What cannot be written is in the log.
+  markWaiting(place.db, attemptOf(place.controller, task), sentence).catch(() => undefined);
 }
 
 async function changeAndCommit(
@@ -69,12 +107,9 @@ async function changeAndCommit(
 ): Promise<Outcome> {
   const { task, session, hold, log } = work;
   const { steps } = transition;
-  const busy = await lockRows(place, work);
-  if (busy !== undefined) return busy;
   hold?.pausing?.expectCommit();
-  if (!(await runSteps(place, work, transition)))
-    return tryAgain(place, work, ROWS_CHANGED, PUT_BACK_DELAY_MS);
-  if (!(await record(place, work, transition))) return releasedMeanwhile(place, work);
+  const undone = await changeRows(place, work, transition);
+  if (undone !== undefined) return undone;
   if (isFirst) {
     // pg_dist_node is locked by now, for every group.
     const verdict = await within(LOCKED_CHECK_MS, work.check.primary(work.nodes), NOT_ANSWERED);
@@ -89,16 +124,39 @@ async function changeAndCommit(
 }
 
 /**
- * Locks the rows of mpp_tasks that the change ends, before pg_dist_node is locked: a session that has one of
- * them must not keep other groups waiting for that.
+ * Runs the steps and writes down what they did. The rows of mpp_tasks that the change ends are looked at
+ * before pg_dist_node is locked, because a session that has one of them must not keep other groups waiting
+ * for that; and locked after it, because while the steps wait their `reason` says for whom.
  *
+ * @returns how the task ends when that cannot be done now.
+ */
+async function changeRows(
+  place: Workplace,
+  work: Work,
+  change: ChangeTransition & { readonly left?: string | undefined },
+): Promise<Outcome | undefined> {
+  const { client } = work.session;
+  await client.query('SAVEPOINT mpp_change');
+  const busy = await lockRows(place, work, place.db);
+  if (busy !== undefined) return busy;
+  if (!(await runSteps(place, work, change)))
+    return tryAgain(place, work, ROWS_CHANGED, PUT_BACK_DELAY_MS);
+  const busyNow = await lockRows(place, work, client);
+  if (busyNow !== undefined) return busyNow;
+  if (!(await record(place, work, change))) return releasedMeanwhile(place, work);
+  return undefined;
+}
+
+/**
+ * Locks the rows of mpp_tasks that the change ends.
+ *
+ * @param db the session of the change, or another one for a look that keeps no lock.
  * @returns how the task ends when they cannot be had.
  */
-async function lockRows(place: Workplace, work: Work): Promise<Outcome | undefined> {
-  const { task, session, hold, log } = work;
+async function lockRows(place: Workplace, work: Work, db: Queryable): Promise<Outcome | undefined> {
+  const { task, hold, log } = work;
   const attempts = [...(hold?.attempts ?? []), attemptOf(place.controller, task)];
-  await session.client.query('SAVEPOINT mpp_change');
-  const state = await lockTasks(session.client, attempts);
+  const state = await persist(() => lockTasks(db, attempts));
   if (state === 'locked') return undefined;
   if (state === 'lost') return releasedMeanwhile(place, work);
   log.warn('another session has locked a task of the change; it is tried again');
@@ -141,11 +199,8 @@ async function changeSecondaries(
     return leaveUnconfirmed(place, work, { kind, reason: isLast ? `${left}; report again` : left });
   }
   const change = { ...transition, steps, left };
-  const busy = await lockRows(place, work);
-  if (busy !== undefined) return busy;
-  if (!(await runSteps(place, work, change)))
-    return tryAgain(place, work, ROWS_CHANGED, PUT_BACK_DELAY_MS);
-  if (!(await record(place, work, change))) return releasedMeanwhile(place, work);
+  const undone = await changeRows(place, work, change);
+  if (undone !== undefined) return undone;
   await session.commit();
   log.info({ primary: formatAddress(task.address), steps, left }, 'pg_dist_node changed');
   return left === undefined ? {} : { again: unconfirmedDelay(task.attempt, false) };
@@ -183,30 +238,82 @@ async function tryAgain(
   return { again: delayMs };
 }
 
-/** @returns false when somebody has changed the rows that the steps were planned from. */
+/** @returns false when another session has changed the rows that the steps were planned from. */
 async function runSteps(
   place: Workplace,
   work: Work,
   { steps }: ChangeTransition,
 ): Promise<boolean> {
-  const { task, hold } = work;
-  const { client } = work.session;
-  const handler = place.handler();
+  const { hold } = work;
   const [first, ...others] = steps;
-  if (first && !(hold && locksNodes(hold))) {
-    // The first step locks the rows of pg_dist_node; until then they may change.
-    try {
-      await handler.apply(client, first, task.cooldownMs);
-    } catch (error) {
-      if (hold && isTaken(error)) return false;
-      throw error;
-    }
-    if (!(await rowsUnchanged(place, work))) return false;
-  } else if (first) {
-    await handler.apply(client, first, task.cooldownMs);
+  if (first === undefined) return true;
+  const isLocked = hold !== undefined && locksNodes(hold);
+  try {
+    await applyWatched(place, work, first);
+  } catch (error) {
+    if (hold && !isLocked && isTaken(error)) return false;
+    throw error;
   }
-  for (const step of others) await handler.apply(client, step, task.cooldownMs);
+  // The first step locks the rows of pg_dist_node; until then they may change.
+  if (!isLocked && !(await rowsUnchanged(place, work))) return false;
+  for (const step of others) await apply(place, work, step);
   return true;
+}
+
+async function apply(
+  place: Workplace,
+  { task, session }: Work,
+  step: Step,
+  force?: 'force',
+): Promise<void> {
+  const cooldownMs = force ? 0 : task.cooldownMs;
+  await place.handler().apply(session.client, step, cooldownMs, force !== undefined);
+}
+
+/**
+ * Runs the step that waits for locks. The controller terminates the sessions that block it past the cooldown,
+ * because it knows for how long each has and who is to be waited for; Citus does it where this role may not.
+ *
+ * @throws the step's error; its detail names what the step has waited for.
+ */
+async function applyWatched(place: Workplace, work: Work, step: Step): Promise<void> {
+  const watch = watchChange(place, work);
+  try {
+    await apply(place, work, step).catch(async (error: unknown) => {
+      const { forced } = watch;
+      if (forced.length === 0 || !isCancelled(error)) throw error;
+      const named = forced.map(({ described }) => described).join('; ');
+      work.log.warn(
+        `Citus terminates what this role may not, ${named}: past the cooldown it still blocks the change of pg_dist_node`,
+      );
+      await work.session.client.query('ROLLBACK TO SAVEPOINT mpp_change');
+      watch.force();
+      await apply(place, work, step, 'force');
+    });
+  } catch (error) {
+    if (watch.sentence !== undefined) addDetail(error, watch.sentence);
+    throw error;
+  } finally {
+    // Before the next statement, which a late cancel would hit.
+    await watch.stop();
+  }
+}
+
+function watchChange(place: Workplace, work: Work): ChangeWatch {
+  const { pid } = work.session;
+  const handler = place.handler();
+  return new ChangeWatch({
+    read: (overdue) => handler.changeBlockers(place.db, pid, overdue),
+    interrupt: () => handler.interruptChange(place.db, pid),
+    cooldownMs: work.task.cooldownMs,
+    onBlocked: (sentence) => tellWaiting(place, work, sentence),
+    onEnded: ({ described }, blockedMs) => {
+      const seconds = (blockedMs / 1_000).toFixed(1);
+      work.log.warn(
+        `terminated ${described}, which had blocked the change of pg_dist_node for ${seconds} s`,
+      );
+    },
+  });
 }
 
 /**

@@ -174,6 +174,25 @@ export interface TrafficOptions {
 /** Asks a node what it is, on one session. */
 export type AskNode = () => Promise<NodeAnswer>;
 
+/** What keeps a change of the catalog waiting. */
+export interface ChangeBlocker {
+  /** Names its transaction. */
+  readonly key: string;
+  /**
+   * - `session`: it may be terminated once it has blocked the change for the cooldown.
+   * - `block`: it keeps all changes of the catalog away on purpose, as a backup does; waited for.
+   * - `prepared`: a prepared transaction, which has no session.
+   * - `own`: a session of a controller.
+   */
+  readonly kind: 'session' | 'block' | 'prepared' | 'own';
+  /** Who it is and since when, for people. */
+  readonly described: string;
+  /** Whether this role may terminate it. */
+  readonly mayEnd: boolean;
+  /** True when it has just been terminated. */
+  readonly ended: boolean;
+}
+
 /** A kind of MPP database. */
 export interface AbstractMPP {
   /** Name in the log and in errors. */
@@ -275,6 +294,25 @@ export interface AbstractMPPHandler {
   /** Decides; pure. */
   plan(task: Task, nodes: readonly Node[], held: HeldNode | null): Transition;
 
-  /** Runs one step. */
-  apply(session: ClientBase, step: Step, cooldownMs: number): Promise<void>;
+  /**
+   * Runs one step.
+   *
+   * @param force the database ends the sessions that block it, once they have for `cooldownMs`.
+   */
+  apply(session: ClientBase, step: Step, cooldownMs: number, force: boolean): Promise<void>;
+
+  /**
+   * What keeps the session of process `pid` from changing the catalog. Those of the transactions `overdue`
+   * that do are terminated, if they are sessions that may be.
+   *
+   * @param db another session than that of `pid`
+   */
+  changeBlockers(
+    db: Queryable,
+    pid: number,
+    overdue: readonly string[],
+  ): Promise<readonly ChangeBlocker[]>;
+
+  /** Cancels the statement that the session of process `pid` runs. */
+  interruptChange(db: Queryable, pid: number): Promise<void>;
 }

@@ -31,6 +31,17 @@ export function isHopeless(error: unknown): boolean {
   return state !== undefined && (/^(22|0A)/.test(state) || REFUSED_VALUES.has(state));
 }
 
+/** True when a statement was cancelled: by its timeout, or by pg_cancel_backend. */
+export function isCancelled(error: unknown): boolean {
+  return sqlState(error) === '57014';
+}
+
+/** Adds what is known of an error's cause to what PostgreSQL says of it. */
+export function addDetail(error: unknown, sentence: string): void {
+  if (!(error instanceof pg.DatabaseError)) return;
+  error.detail = [error.detail, sentence].filter(Boolean).join('; ');
+}
+
 /** True when a unique value has come to be somebody else's. */
 export function isTaken(error: unknown): boolean {
   return sqlState(error) === '23505';

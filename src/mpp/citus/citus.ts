@@ -3,6 +3,7 @@ import { DatabaseStateError } from '../../errors.js';
 import type { Connection } from '../../postgres/session.js';
 import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
 import { bootstrap } from './bootstrap.js';
+import { changeBlockers, interruptChange } from './change-blockers.js';
 import { validateConfig } from './config.js';
 import {
   COORDINATOR_ADDRESS,
@@ -160,6 +161,8 @@ function createHandler(
     readNodes: (db, task) => withMaintenance(connection, () => readNodes(db, task)),
     plan: planTransition,
     apply: applyStep,
+    changeBlockers,
+    interruptChange,
     missingRights,
     adviseSettings: adviseSyncInterval,
   };

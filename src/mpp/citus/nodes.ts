@@ -65,17 +65,18 @@ export const NODES_QUERY = `
  * Changes one row of pg_dist_node.
  *
  * `update` takes ExclusiveLock on pg_dist_node and the metadata locks of the node's shards, until the
- * transaction ends; with force Citus ends the sessions in the way after the cooldown. `add` and
+ * transaction ends; with `force` Citus ends the sessions that block it after the cooldown. `add` and
  * `remove` fail with SQLSTATE 55000 while any node's metadata is not in sync.
  */
 export async function applyStep(
   session: ClientBase,
   step: Step,
   cooldownMs: number,
+  force = true,
 ): Promise<void> {
   switch (step.op) {
     case 'update':
-      return updateNode(session, step.nodeid, step.to, cooldownMs);
+      return updateNode(session, step.nodeid, step.to, cooldownMs, force);
     case 'add':
       return callAsSuperuser(session, 'citus_add_node', [
         step.node.host,
@@ -99,16 +100,17 @@ export async function applyStep(
   }
 }
 
-/** `citus_update_node` with force: sessions in the way are ended after `cooldownMs`. */
+/** `citus_update_node`; with `force` the sessions that block it are ended after `cooldownMs`. */
 export async function updateNode(
   session: ClientBase,
   nodeid: number,
   to: Address,
   cooldownMs: number,
+  force = true,
 ): Promise<void> {
   await session.query({
     name: 'mpp-update-node',
-    text: 'SELECT pg_catalog.citus_update_node($1, $2, $3, true, $4)',
-    values: [nodeid, to.host, to.port, Math.round(cooldownMs)],
+    text: 'SELECT pg_catalog.citus_update_node($1, $2, $3, $5, $4)',
+    values: [nodeid, to.host, to.port, Math.round(cooldownMs), force],
   });
 }
