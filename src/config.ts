@@ -157,6 +157,13 @@ export const SETTINGS = {
     description: 'on: a primary that refuses or drops the connection of the probe is held at once',
     ...choice('off', 'on'),
   },
+  suspectTimeoutMs: {
+    env: 'MPP_SUSPECT_TIMEOUT',
+    default: '30s',
+    description:
+      'how long a hold that the probe opens may last: as long as a failover takes at most',
+    ...duration(100, DAY),
+  },
   verify: {
     env: 'MPP_VERIFY',
     default: 'on',

@@ -88,6 +88,7 @@ export class LeadParts {
       ...settings,
       ...{ db, sessions, mpp, traffic, siblings, controller, verification },
       handler: options.handler,
+      onHoldEnded: () => this.#topology.wake(),
       logger: componentLogger(logger, 'queue'),
     });
     this.#topology = new Topology({

@@ -29,6 +29,8 @@ export interface TermOptions extends Pick<Workplace, 'siblings' | 'verification'
   readonly maxHolds: number;
   readonly pollMs: number;
   readonly retentionMs: number;
+  /** Called when a hold has ended, however, and what became of its tasks is written down. */
+  readonly onHoldEnded: () => void;
   readonly logger: Logger;
 }
 
@@ -222,8 +224,10 @@ export class Term {
   #occupy(groupid: number, work: () => Promise<void>): void {
     // A deadline that passes while a task of the group runs is looked at when that ends.
     if (this.#busy.has(groupid)) return;
+    const hold = this.#holds.get(groupid);
     const running = work().finally(() => {
       this.#busy.delete(groupid);
+      if (hold !== undefined && this.#holds.get(groupid) !== hold) this.#sayHoldEnded();
       this.wake();
     });
     this.#busy.set(groupid, running);
@@ -234,6 +238,7 @@ export class Term {
     const scope = { busy: [...this.#busy.keys()], held: this.#holds.groups() };
     for (const { id, groupid, status } of await takeBack(db, scope)) {
       logger.info({ task: id, groupid, status }, 'taken back from a lost attempt');
+      if (status !== 'pending') this.#sayHoldEnded();
     }
   }
 
@@ -293,8 +298,13 @@ export class Term {
     await sleep(RELEASE_COMMIT_MS);
     const reason = await readRelease(db, hold.attempts).catch(() => undefined);
     const fields = { groupid: hold.groupid, sessionPid: hold.session.pid };
+    this.#sayHoldEnded();
     if (reason === undefined) logger.warn(fields, 'hold lost');
     else logger.info({ ...fields, reason }, 'hold ended by an operator');
+  }
+
+  #sayHoldEnded(): void {
+    if (!this.#stopping) this.#options.onHoldEnded();
   }
 
   async #inspect(rebuildAt: string | null): Promise<void> {

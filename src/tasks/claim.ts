@@ -124,6 +124,11 @@ const comesTooLate = `
             AND f.source = 'client'
             AND f.attempt < 5))`;
 
+/** That a task has to leave alone the hold that another one is part of. */
+const isFrozenBy = (task: string, hold: string): string =>
+  `${hold}.id > ${task}.id
+             OR (${task}.event = 'after_promote' AND ${task}.source <> 'client' AND ${hold}.source <> 'probe')`;
+
 const candidate = (scope: string, order: string): string => `
     SELECT t.id, t.groupid, ${isSuperseded('t')} OR ${comesTooLate} AS superseded
     FROM @mpp.mpp_tasks AS t
@@ -136,7 +141,7 @@ const candidate = (scope: string, order: string): string => `
         FROM @mpp.mpp_tasks AS r
         WHERE r.status IN ('claimed', 'holding')
           AND r.groupid = t.groupid
-          AND (r.status = 'claimed' OR r.id > t.id OR (t.event = 'after_promote' AND t.source <> 'client'))
+          AND (r.status = 'claimed' OR ${isFrozenBy('t', 'r')})
         OFFSET 0)
       AND NOT EXISTS (
         SELECT
@@ -153,7 +158,7 @@ const candidate = (scope: string, order: string): string => `
             WHERE h.status IN ('claimed', 'holding')
               AND h.status = 'holding'
               AND h.groupid = e.groupid
-              AND (h.id > e.id OR (e.event = 'after_promote' AND e.source <> 'client'))
+              AND (${isFrozenBy('e', 'h')})
             OFFSET 0)
         OFFSET 0)
     ORDER BY ${order}
@@ -167,7 +172,8 @@ const candidate = (scope: string, order: string): string => `
  * - a retry that is not due yet holds no other task back. A report that comes makes it due at once, so it
  *   is tried once more before that report; a change that keeps failing must not block a switchover;
  * - what is older than a hold is frozen until the hold ends, or an old fact would commit it; so is
- *   an after_promote that no client has reported, such as the rest of an earlier change;
+ *   an after_promote that no client has reported, such as the rest of an earlier change, unless the probe
+ *   alone has opened the hold;
  * - a task that a newer one supersedes does not run. As a rule it has ended with the commit of that one;
  *   the statement says so where it has not.
  *

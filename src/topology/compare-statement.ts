@@ -10,6 +10,9 @@ const MOST_SECONDARIES = 64;
  */
 const IS_STUCK = "t.event = 'after_promote' AND t.status = 'pending' AND t.attempt >= 5";
 
+/** A hold that the probe has opened, or is about to: it ends as soon as the group has a primary again. */
+const IS_SUSPECT = "t.event = 'suspect' AND t.source = 'probe'";
+
 /**
  * From the cheap to the dear: `differing` is one hash join of all members with all rows of the catalog,
  * and as a rule gives no group; everything after it looks at those groups alone.
@@ -17,11 +20,14 @@ const IS_STUCK = "t.event = 'after_promote' AND t.status = 'pending' AND t.attem
  * - `successor`: a coordinator that was promoted after this server. What ours says is not true any more
  *   then, and nothing is done; that the lead ends is for RivalWatch, which asks that server itself. A report
  *   by mpp_report alone does not count here: any client could stop the work on every group with it.
- * - `differing`: a fresh member whose row is not as it says, or a task of ours that may be out of date.
+ * - `differing`: a fresh member whose row is not as it says, or a task of ours that may be out of date; a
+ *   suspect of the probe is one.
  * - `asked`: some of them, because what follows grows with the square of their number; those without
  *   a task of ours first, and by lot, so that groups for which nothing can be done keep nobody out.
- * - `candidate`: without a hold, and without a task of a client, whose word comes first. `fact` is the
- *   newest thing a client said of the group that came true: what was seen before it counts no more.
+ * - `candidate`: without a hold, but for one of the probe, and without a task of a client, whose word comes
+ *   first. `fact` is the newest thing a client said of the group that came true: what was seen before it
+ *   counts no more. `suspected`: since when the probe has doubted the primary; who claimed to be it before
+ *   that has to be seen again.
  * - `fresh`: without the further names of a server that the catalog has under another one.
  * - `counting`: a report is old news when another source saw the same node change after it. So is what a
  *   hook said of a primary when another node has become it since: hooks report changes, and the old
@@ -66,6 +72,10 @@ export function compareStatement(nodesQuery: string): string {
     SELECT t.groupid, true
     FROM @mpp.mpp_tasks AS t
     WHERE NOT EXISTS (SELECT FROM successor) AND t.finished_at IS NULL AND t.event = 'after_promote' AND t.source <> 'client'
+    UNION ALL
+    SELECT t.groupid, false
+    FROM @mpp.mpp_tasks AS t
+    WHERE NOT EXISTS (SELECT FROM successor) AND t.finished_at IS NULL AND ${IS_SUSPECT}
   ), asked AS MATERIALIZED (
     SELECT d.groupid
     FROM differing AS d
@@ -73,8 +83,13 @@ export function compareStatement(nodesQuery: string): string {
     ORDER BY bool_or(d.tasked), random()
     LIMIT ${MOST_GROUPS}
   ), candidate AS MATERIALIZED (
-    SELECT a.groupid, fact.created_at AS fact
+    SELECT a.groupid, fact.created_at AS fact, suspect.created_at AS suspected
     FROM asked AS a
+    LEFT JOIN LATERAL (
+      SELECT max(t.created_at) AS created_at
+      FROM @mpp.mpp_tasks AS t
+      WHERE t.finished_at IS NULL AND t.groupid = a.groupid AND ${IS_SUSPECT}
+    ) AS suspect ON true
     LEFT JOIN LATERAL (
       SELECT t.created_at
       FROM @mpp.mpp_tasks AS t
@@ -89,7 +104,8 @@ export function compareStatement(nodesQuery: string): string {
       WHERE t.finished_at IS NULL
         AND t.groupid = a.groupid
         AND (t.source = 'client' OR t.event <> 'after_promote')
-        AND NOT (${IS_STUCK}))
+        AND NOT (${IS_STUCK})
+        AND NOT (${IS_SUSPECT}))
   ), here AS MATERIALIZED (
     SELECT n.*
     FROM node AS n
@@ -102,6 +118,8 @@ export function compareStatement(nodesQuery: string): string {
     JOIN @mpp.mpp_members AS m ON m.groupid = c.groupid
     WHERE m.source = ANY ($2::text[])
       AND m.reported_at > greatest(c.fact, statement_timestamp() - $1::float8 * interval '1 millisecond')
+      AND (c.suspected IS NULL OR m.reported_at > c.suspected
+           OR NOT (m.state IN ('running', 'streaming') AND m.role = 'primary'))
       AND NOT EXISTS (
         SELECT
         FROM @mpp.mpp_members AS a
@@ -213,11 +231,12 @@ export function compareStatement(nodesQuery: string): string {
     LEFT JOIN LATERAL (
       SELECT bool_or((t.nodename, t.nodeport) = (w.nodename, w.nodeport)) AS same
       FROM @mpp.mpp_tasks AS t
-      WHERE t.finished_at IS NULL AND t.groupid = w.groupid
+      WHERE t.finished_at IS NULL AND t.groupid = w.groupid AND NOT (${IS_SUSPECT})
     ) AS ours ON true
     WHERE w.stranger IS NULL
       AND ours.same IS NOT TRUE
-      AND (w.moves OR w.secondaries IS NOT NULL OR NOT ours.same)
+      AND (w.moves OR w.secondaries IS NOT NULL OR NOT ours.same
+           OR w.groupid IN (SELECT c.groupid FROM candidate AS c WHERE c.suspected IS NOT NULL))
       AND NOT EXISTS (
         SELECT
         FROM (

@@ -56,6 +56,15 @@ export async function writeMembers(
   return rows.some(({ changed }) => changed);
 }
 
+/** Whether the group of a row `m` has a suspect of the probe open: what is seen after it may end its hold. */
+function hasSuspect(and = ''): string {
+  return `EXISTS (
+           SELECT
+           FROM @mpp.mpp_tasks AS t
+           WHERE t.finished_at IS NULL AND t.groupid = m.groupid AND t.event = 'suspect' AND t.source = 'probe'
+             ${and})`;
+}
+
 /** The time of a report is by the server's clock, less how long ago it was seen here. */
 const WRITE_MEMBERS = `
   INSERT INTO @mpp.mpp_members AS m (nodename, nodeport, source, groupid, role, state, timeline, noloadbalance,
@@ -89,8 +98,9 @@ const WRITE_MEMBERS = `
          OR EXISTS (
            SELECT
            FROM @mpp.mpp_members AS o
-           WHERE o.groupid = m.groupid AND o.since > m.reported_at))
-  RETURNING m.since = m.reported_at AS changed`;
+           WHERE o.groupid = m.groupid AND o.since > m.reported_at)
+         OR ${hasSuspect('AND t.created_at > m.reported_at')})
+  RETURNING m.since = m.reported_at OR ${hasSuspect()} AS changed`;
 
 /**
  * Marks as removed what a source no longer lists of a group, and keeps saying so for an hour.
@@ -195,17 +205,19 @@ function clusterStatement(nodesQuery: string): string {
  * Reports that a primary does not answer, as a task `suspect` of source `probe`, unless the catalog has
  * another primary, or one such task is open.
  *
+ * @param timeoutMs how long its hold may last
  * @returns id of the task, if one was made.
  */
 export async function reportSuspect(
   db: Queryable,
   nodesQuery: string,
   { groupid, address }: KnownNode,
+  timeoutMs: number,
 ): Promise<string | undefined> {
   const { rows } = await db.query<{ id: string }>({
     name: 'mpp-suspect',
     text: suspectStatement(nodesQuery),
-    values: [groupid, address.host, address.port],
+    values: [groupid, address.host, address.port, timeoutMs],
   });
   return rows[0]?.id;
 }
@@ -224,7 +236,7 @@ function suspectStatement(nodesQuery: string): string {
         WHERE t.finished_at IS NULL AND t.groupid = n.groupid AND t.event = 'suspect')
   )
   SELECT @mpp.mpp_submit('suspect'::text, t.groupid, t.nodename, t.nodeport, NULL::text[],
-           NULL::interval, NULL::interval, NULL::text, 'probe'::text) AS id
+           $4::float8 * interval '1 millisecond', NULL::interval, NULL::text, 'probe'::text) AS id
   FROM primary_node AS t`;
 }
 

@@ -29,6 +29,7 @@ export type TopologySettings = Pick<
   | 'probeIntervalMs'
   | 'probeTimeoutMs'
   | 'probeSuspect'
+  | 'suspectTimeoutMs'
   | 'patroni'
   | 'patroniIntervalMs'
   | 'patroniCa'
@@ -205,6 +206,7 @@ function createSources(settings: TopologySettings, context: SourceContext): Topo
         intervalMs: settings.probeIntervalMs,
         timeoutMs: settings.probeTimeoutMs,
         suspect: settings.probeSuspect === 'on',
+        suspectTimeoutMs: settings.suspectTimeoutMs,
       }),
     );
   }

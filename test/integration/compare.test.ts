@@ -107,6 +107,15 @@ describe('the comparison of members with pg_dist_node', () => {
       await db.query("SET session_replication_role = 'origin'");
     }
 
+    /** A source has seen a node again that is as it was. */
+    async function seenNow(node: string): Promise<void> {
+      await db.query("SET session_replication_role = 'replica'");
+      await db.query('UPDATE mpp_members SET reported_at = clock_timestamp() WHERE nodename = $1', [
+        node,
+      ]);
+      await db.query("SET session_replication_role = 'origin'");
+    }
+
     it('nothing: every group that differs gets a task of source sync', async () => {
       expect((await members.wishes()).sort()).toEqual(BOTH);
       const { rows } = await db.query(
@@ -129,14 +138,44 @@ describe('the comparison of members with pg_dist_node', () => {
       },
     );
 
-    it.each(['claimed', 'holding'])('a suspect of the probe that is %s', async (status) => {
+    it.each(['pending', 'claimed', 'holding'])(
+      'a suspect of the probe that is %s, until a node is seen to be the primary after it',
+      async (status) => {
+        const id = await contract.report({
+          event: 'suspect',
+          groupid: 1,
+          nodename: 'a',
+          source: 'probe',
+        });
+        await force(id, `status = '${status}'`);
+        expect(await members.wishes()).toEqual(BOTH.slice(1));
+        await seenNow('b');
+        expect(await members.wishes()).toEqual(BOTH.slice(0, 1));
+      },
+    );
+
+    it('a suspect of the probe ends where the same node is seen to be the primary after it', async () => {
+      await db.query('DELETE FROM mpp_members WHERE groupid = 1');
+      await members.members([{ node: 'a', role: P }]);
       const id = await contract.report({
         event: 'suspect',
         groupid: 1,
         nodename: 'a',
         source: 'probe',
       });
-      await force(id, `status = '${status}'`);
+      await force(id, "status = 'holding'");
+      expect(await members.wishes()).toEqual(BOTH.slice(1));
+      await seenNow('a');
+      expect(await members.wishes()).toEqual(['1: a [as they are]']);
+    });
+
+    it('a suspect of the probe beside the hold of a client', async () => {
+      for (const source of ['client', 'probe']) {
+        const event = source === 'client' ? 'before_demote' : 'suspect';
+        const id = await contract.report({ event, groupid: 1, nodename: 'a', source });
+        await force(id, "status = 'holding'");
+      }
+      await seenNow('b');
       expect(await members.wishes()).toEqual(BOTH.slice(1));
     });
 

@@ -158,7 +158,7 @@ describe.each(SCHEMAS)('what a role plants, in schema $schema', (place) => {
       const nodes = `SELECT 1 AS nodeid, 3 AS groupid, 'w'::text AS nodename, 1 AS nodeport,
                             'primary'::text AS noderole, true AS ours`;
       const known = { groupid: 3, address: member.address, registered: 'primary' } as const;
-      expect(await reportSuspect(controller, nodes, known)).toMatch(/^\d+$/);
+      expect(await reportSuspect(controller, nodes, known, 10_000)).toMatch(/^\d+$/);
       await controller.query("SELECT @mpp.mpp_is_installed('mpp_add_node'::name, 'text'::text)");
       for (const view of ['mpp_topology', 'mpp_queue', 'mpp_holds', 'mpp_status']) {
         await controller.query(`SELECT * FROM @mpp.${view}`);

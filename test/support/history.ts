@@ -158,11 +158,12 @@ export const STATEMENTS: readonly HistoryStatement[] = [
     name: 'suspect of the probe',
     kind: 'controller',
     run: (db) =>
-      reportSuspect(db, NODES_QUERY, {
-        groupid: 9,
-        registered: 'primary',
-        address: { host: 'worker-9', port: 5432 },
-      }),
+      reportSuspect(
+        db,
+        NODES_QUERY,
+        { groupid: 9, registered: 'primary', address: { host: 'worker-9', port: 5432 } },
+        10_000,
+      ),
   },
   { name: 'outbox', kind: 'controller', run: (db) => readOutbox(db, 'other', 100, []) },
   { name: 'look here', kind: 'controller', run: async (db) => lookHere(db, (await held(db)).id) },

@@ -157,7 +157,8 @@ export class QueueModel {
   #due(task: ModelTask): boolean {
     const late = task.late && task.event !== 'after_promote';
     const frozen = this.running(task.groupid).some(
-      ({ status, id }) => status === 'holding' && (id > task.id || isForeignFact(task)),
+      ({ status, id, source }) =>
+        status === 'holding' && (id > task.id || (isForeignFact(task) && source !== 'probe')),
     );
     return task.status === 'pending' && !late && !task.delayed && !frozen;
   }

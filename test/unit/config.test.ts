@@ -24,6 +24,7 @@ describe('loadSettings', () => {
       probeIntervalMs: 1_000,
       probeTimeoutMs: 2_000,
       probeSuspect: 'off',
+      suspectTimeoutMs: 30_000,
       patroni: undefined,
       patroniIntervalMs: 2_000,
       patroniCa: undefined,

@@ -14,6 +14,8 @@ export interface ProbeOptions extends SourceContext {
   readonly timeoutMs: number;
   /** Whether a primary that refuses or drops the connection is reported as `suspect`. */
   readonly suspect: boolean;
+  /** How long the hold of such a report may last, in milliseconds. */
+  readonly suspectTimeoutMs: number;
 }
 
 /** A node that is being asked. */
@@ -157,13 +159,13 @@ export class Probe implements TopologySource {
   }
 
   #suspect(watched: Watched): void {
-    const { db, nodesQuery, suspect, logger } = this.#options;
+    const { db, nodesQuery, suspect, suspectTimeoutMs, logger } = this.#options;
     const { node } = watched;
     if (!suspect || watched.suspected || node.registered !== 'primary' || node.groupid === 0)
       return;
     watched.suspected = true;
     const about = { groupid: node.groupid, node: formatAddress(node.address) };
-    reportSuspect(db, nodesQuery, node).then(
+    reportSuspect(db, nodesQuery, node, suspectTimeoutMs).then(
       (task) => {
         // While an earlier one is open it is tried again: its hold may end before the primary is back.
         if (task === undefined) watched.suspected = false;
