@@ -1,12 +1,14 @@
 import { afterAll, afterEach, beforeAll, describe, expect, inject, it } from 'vitest';
+import { runCli } from '../support/cli.js';
 import type { ControllerProcess } from '../support/controller-process.js';
 import { Actor } from '../support/faults/actor.js';
 import { primaryAddress, subjectOf } from '../support/faults/subject.js';
 import { Harness } from '../support/harness.js';
-import { waitUntilSynced } from '../support/standin/observe.js';
+import { primaryNodeId, waitUntilSynced } from '../support/standin/observe.js';
 import { waitFor } from '../support/servers/index.js';
 
 const BLOCK = 'LOCK TABLE pg_dist_node IN EXCLUSIVE MODE';
+const CHANGE = 'SELECT citus_update_node($1, $2, $3)';
 const UPDATE = 'UPDATE items SET v = v + 1 WHERE id = $1';
 
 describe('what blocks a change of pg_dist_node', () => {
@@ -35,6 +37,11 @@ describe('what blocks a change of pg_dist_node', () => {
       const { reason } = await h.task(id);
       return reason?.includes(text) ? reason : undefined;
     });
+  }
+
+  /** What `CHANGE` takes to move a group's primary. */
+  async function changeOf(groupid: number, to: { host: string; port: number }) {
+    return [await primaryNodeId(h.db, groupid), to.host, to.port];
   }
 
   it('is waited for inside the hold after each cancelled attempt, and clients wait as well', async () => {
@@ -119,14 +126,7 @@ describe('what blocks a change of pg_dist_node', () => {
       await waitUntilSynced(h.db);
       if (hold) await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
       const operator = await client('psql');
-      const { rows } = await h.db.query<{ nodeid: number }>(
-        "SELECT nodeid FROM pg_dist_node WHERE groupid = 2 AND noderole = 'primary'",
-      );
-      await operator.begin('SELECT citus_update_node($1, $2, $3)', [
-        rows[0]?.nodeid,
-        other.next.host,
-        other.next.port,
-      ]);
+      await operator.begin(CHANGE, await changeOf(2, other.next));
       const after = await h.report({
         event: 'after_promote',
         groupid: 1,
@@ -164,6 +164,32 @@ describe('what blocks a change of pg_dist_node', () => {
     await stray.query("ROLLBACK PREPARED 'stray'");
     expect((await h.ended(after)).status).toBe('done');
     expect((await h.task(demote.id)).status).toBe('done');
+    await subject.settled();
+  });
+
+  it('is terminated by Citus where the role of the controller may not', async () => {
+    const subject = await subjectOf(h, 1);
+    const other = await subjectOf(h, 2);
+    await waitUntilSynced(h.db);
+    await h.createLogin('plain');
+    await h.db.query('GRANT mpp_controller TO plain');
+    const { address } = h.cluster.coordinator;
+    expect(
+      await runCli(['bootstrap'], { DATABASE_URL: `postgresql://postgres@${address}/postgres` }),
+    ).toMatchObject({ exitCode: 0 });
+    expect(await controller.end()).toBe(0);
+    controller = await h.startController({
+      DATABASE_URL: `postgresql://plain@${address}/postgres`,
+    });
+    const operator = await client('psql');
+    await operator.begin(CHANGE, await changeOf(2, other.next));
+    const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
+    await operator.waitUntilLost();
+    // The operator is a superuser, whose session no other role may end.
+    await controller.logged('whom Citus terminates', ({ msg }) =>
+      msg.startsWith(`Citus terminates what this role may not, pid ${operator.pid} `),
+    );
+    expect(await h.ended(after)).toMatchObject({ status: 'done', reason: null, attempt: 1 });
     await subject.settled();
   });
 });
