@@ -1,26 +1,27 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { startPgbench } from './support/pgbench.js';
-import { findPostgresProgram, titleOf } from './support/programs.js';
+import { startPgbench, type PgbenchOptions } from './support/pgbench.js';
+import { findPostgresProgram, PGBENCH_IS_MISSING, titleOf } from './support/programs.js';
 import { Stage } from './support/stage.js';
 
 const pgbench = await findPostgresProgram('pgbench');
-const missing =
-  pgbench === undefined ? 'pgbench is not installed (Debian: postgresql-contrib)' : undefined;
+const missing = pgbench === undefined ? PGBENCH_IS_MISSING : undefined;
 
-describe.skipIf(pgbench === undefined)(
-  titleOf('pgbench through planned switchovers', missing),
-  () => {
-    let stage: Stage;
+describe.skipIf(missing)(titleOf('pgbench', missing), () => {
+  let stage: Stage;
 
-    beforeAll(async () => {
-      stage = await Stage.open();
-    });
-    afterAll(async () => stage.close());
+  beforeAll(async () => {
+    stage = await Stage.open();
+  });
+  afterAll(async () => stage.close());
 
-    it.each(['simple'] as const)('fails nowhere with the %s protocol', async (protocol) => {
-      await stage.expectUnharmed((entry, range) =>
-        startPgbench(String(pgbench), { protocol }, entry, range),
-      );
-    });
-  },
-);
+  it.each<[string, PgbenchOptions]>([
+    ['with the simple protocol', { protocol: 'simple' }],
+    ['with the extended protocol', { protocol: 'extended' }],
+    ['with prepared statements', { protocol: 'prepared' }],
+    ['with a connection for each transaction', { protocol: 'simple', reconnects: true }],
+  ])('loses nothing in planned switchovers %s', async (_name, options) => {
+    await stage.expectUnharmed((entry, range) =>
+      startPgbench(String(pgbench), options, entry, range),
+    );
+  });
+});

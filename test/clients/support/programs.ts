@@ -2,6 +2,11 @@ import { readdir } from 'node:fs/promises';
 import { delimiter, join } from 'node:path';
 import { firstThatRuns } from './process.js';
 
+export const PGBENCH_IS_MISSING = 'pgbench is not installed (Debian: postgresql-contrib)';
+export const PSQL_IS_MISSING = 'psql is not installed (Debian: postgresql-client)';
+export const PYTHON_IS_MISSING = 'no python3 has psycopg2 (Debian: python3-psycopg2)';
+export const PGBOUNCER_IS_MISSING = 'PgBouncer is not installed (Debian: pgbouncer)';
+
 const DEBIAN_POSTGRES = '/usr/lib/postgresql';
 
 /** A program of PostgreSQL: of MPP_PG_BIN, of the PATH, or of Debian's newest version. */
@@ -23,9 +28,7 @@ export function pathFolders(): string[] {
   return (process.env['PATH'] ?? '').split(delimiter).filter((folder) => folder !== '');
 }
 
-/**
- * Says why tests are skipped. @returns the title of their suite.
- */
+/** Says why the tests of a suite are skipped. @returns the title of the suite. */
 export function titleOf(suite: string, missing: string | undefined): string {
   if (missing === undefined) return suite;
   console.warn(`skipped: ${suite}: ${missing}`);

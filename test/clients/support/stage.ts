@@ -69,7 +69,7 @@ export class Stage {
    */
   async expectUnharmed(start: StartClient): Promise<void> {
     const programs: Program[] = [];
-    let reports: ClientReport[];
+    let reports: ClientReport[] = [];
     try {
       for (const entry of this.entries) programs.push(await this.#start(entry, start));
       for (let round = 0; round < ROUNDS; round += 1) {
@@ -81,13 +81,10 @@ export class Stage {
       }
     } finally {
       reports = await Promise.all(programs.map(({ client }) => client.stop()));
+      // Thrown instead of what failed because of it, such as too little progress.
+      expectNoFailures(programs, reports);
     }
     await waitUntilNothingHeld(this.harness);
-    const seen = programs.map(({ entry }, index) => ({
-      entry: entry.name,
-      failures: reports[index]?.failures,
-    }));
-    expect(seen).toEqual(programs.map(({ entry }) => ({ entry: entry.name, failures: [] })));
     for (const [index, program] of programs.entries()) {
       await this.#expectRows(program, reports[index]);
     }
@@ -155,6 +152,12 @@ export class Stage {
       expect(await this.#rows(server, program.base)).toEqual(acknowledged);
     }
   }
+}
+
+function expectNoFailures(programs: readonly Program[], reports: readonly ClientReport[]): void {
+  const failures = programs.map(({ entry }, index) => [entry.name, reports[index]?.failures]);
+  const none = programs.map(({ entry }) => [entry.name, []]);
+  expect(Object.fromEntries(failures)).toEqual(Object.fromEntries(none));
 }
 
 /** A hold that no client meets would prove nothing. */

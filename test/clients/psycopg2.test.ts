@@ -1,0 +1,30 @@
+import { afterAll, beforeAll, describe, it } from 'vitest';
+import { PYTHON_IS_MISSING, titleOf } from './support/programs.js';
+import { findPython, startPsycopg2 } from './support/psycopg2.js';
+import { Stage } from './support/stage.js';
+
+const python = await findPython();
+const missing = python === undefined ? PYTHON_IS_MISSING : undefined;
+
+describe.skipIf(missing)(titleOf('psycopg2', missing), () => {
+  let stage: Stage;
+
+  beforeAll(async () => {
+    stage = await Stage.open();
+  });
+  afterAll(async () => stage.close());
+
+  it('loses nothing in planned switchovers: statements, transactions and cursors', async () => {
+    const works = ['insert', 'read', 'transaction', 'cursor'] as const;
+    await stage.expectUnharmed((entry, range) =>
+      startPsycopg2(String(python), works, entry, range),
+    );
+  });
+
+  it('loses nothing in planned switchovers: COPY in both directions', async () => {
+    const works = ['copy_in', 'copy_out'] as const;
+    await stage.expectUnharmed((entry, range) =>
+      startPsycopg2(String(python), works, entry, range),
+    );
+  });
+});
