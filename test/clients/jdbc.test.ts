@@ -1,6 +1,5 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { startJdbc } from './support/jdbc.js';
-import { whatJdbcLacks } from './support/jdbc.js';
+import { startJdbc, whatJdbcLacks } from './support/jdbc.js';
 import { titleOf } from './support/programs.js';
 import { Stage } from './support/stage.js';
 

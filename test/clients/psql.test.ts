@@ -14,7 +14,18 @@ describe.skipIf(missing)(titleOf('psql', missing), () => {
   });
   afterAll(async () => stage.close());
 
-  it('loses nothing in planned switchovers: COPY, fed in two parts', async () => {
-    await stage.expectUnharmed((entry, range) => startPsqlCopy(String(psql), entry, range));
+  // A session of Citus keeps connections to the nodes. COPY, unlike other statements, does not notice
+  // that one of them has ended: in a session that used the address before it was stopped, the first
+  // COPY after its return fails, with or without this controller.
+
+  it('loses nothing in a planned switchover: COPY, fed in two parts', async () => {
+    await stage.expectUnharmedEach((entry, range) => startPsqlCopy(String(psql), '', entry, range));
+  });
+
+  it('loses nothing when the first primary returns, either, where Citus keeps no connections', async () => {
+    const options = '-c citus.max_cached_conns_per_worker=0';
+    await stage.expectUnharmed((entry, range) =>
+      startPsqlCopy(String(psql), options, entry, range),
+    );
   });
 });

@@ -14,9 +14,14 @@ import { ClientProcess } from './process.js';
 
 const ROWS_OF_COPY = 20;
 
-/** Starts one psql for each session; each feeds one COPY after the other, with a pause in each. */
+/**
+ * Starts one psql for each session; each feeds one COPY after the other, with a pause in each.
+ *
+ * @param options settings of its sessions, as in PGOPTIONS.
+ */
 export async function startPsqlCopy(
   file: string,
+  options: string,
   { host, port, user, database }: Connection,
   { base }: IdRange,
 ): Promise<RunningClient> {
@@ -31,6 +36,7 @@ export async function startPsqlCopy(
           PGUSER: String(user),
           PGDATABASE: String(database),
           PGAPPNAME: APPLICATION_NAME,
+          PGOPTIONS: options,
         },
       }),
     ),

@@ -68,11 +68,20 @@ export class Stage {
    * statement fails and that what each program was told is committed is there exactly once.
    */
   async expectUnharmed(start: StartClient): Promise<void> {
+    await this.#expectUnharmed(start, ROUNDS);
+  }
+
+  /** The same with new client programs for each switchover. */
+  async expectUnharmedEach(start: StartClient): Promise<void> {
+    for (let round = 0; round < ROUNDS; round += 1) await this.#expectUnharmed(start, 1);
+  }
+
+  async #expectUnharmed(start: StartClient, rounds: number): Promise<void> {
     const programs: Program[] = [];
     let reports: ClientReport[] = [];
     try {
       for (const entry of this.entries) programs.push(await this.#start(entry, start));
-      for (let round = 0; round < ROUNDS; round += 1) {
+      for (let round = 0; round < rounds; round += 1) {
         await this.#waitForProgress(programs);
         await this.#switchOver(programs);
         await this.#waitForProgress(programs);
