@@ -31,7 +31,7 @@ export interface IdRange {
 /** Ids of one program: more than any run inserts. */
 export const IDS_OF_PROGRAM = 1_000_000;
 
-/** Sessions of one program. */
+/** Sessions of one program. The first only reads: one that also writes would soon wait for its write. */
 export const SESSIONS = 4;
 
 /** Rows of items that each session updates: `base + 1` up to `base + SESSIONS * ITEMS_OF_SESSION`. */

@@ -10,7 +10,6 @@ import {
   MAX_THINK_MS,
   NOTES_OF_PROGRAM,
   SESSIONS,
-  type ClientReport,
   type IdRange,
   type RunningClient,
 } from './client.js';
@@ -24,7 +23,7 @@ export interface PgbenchOptions {
 
 const THINK = `\\set think random(0, ${MAX_THINK_MS} * 1000)\n\\sleep :think us\n`;
 
-/** One script a file, in the order in which pgbench reports them. */
+/** One script a file. pgbench reports them in the order in which it is given them. */
 const SCRIPTS = {
   insert: `\\set n :n + 1
 \\set id :base + ${FIRST_INSERTED} + :client_id * ${INSERTED_OF_SESSION} + :n
@@ -32,6 +31,8 @@ INSERT INTO items VALUES (:id, 0);
 ${THINK}`,
   read: `\\set id :base + random(1, ${SESSIONS * ITEMS_OF_SESSION})
 SELECT v FROM items WHERE id = :id;
+${THINK}`,
+  readAll: `SELECT count(*) FROM items WHERE id > :base AND id <= :base + ${SESSIONS * ITEMS_OF_SESSION};
 ${THINK}`,
   // Rows of items are the session's own: by themselves these transactions never deadlock.
   transaction: `\\set one :base + :client_id * ${ITEMS_OF_SESSION} + random(1, ${ITEMS_OF_SESSION})
@@ -46,58 +47,79 @@ COMMIT;
 ${THINK}`,
 } as const;
 
+type ScriptName = keyof typeof SCRIPTS;
+const SCRIPT_NAMES = Object.keys(SCRIPTS) as ScriptName[];
+
 /** Longer than any test. SIGALRM ends a run as if its time had passed. */
 const DURATION_SECONDS = 600;
 
-/** Starts pgbench with its own scripts for the tables of the tests. */
+/**
+ * Starts pgbench with its own scripts for the tables of the tests: one process whose only session
+ * reads, one whose sessions write.
+ */
 export async function startPgbench(
   file: string,
-  { protocol, reconnects = false }: PgbenchOptions,
-  { host, port, user, database }: Connection,
+  options: PgbenchOptions,
+  connection: Connection,
   { base }: IdRange,
 ): Promise<RunningClient> {
   const folder = await mkdtemp(join(tmpdir(), 'mpp-pgbench-'));
-  const scripts = [];
-  for (const [name, text] of Object.entries(SCRIPTS)) {
-    const path = join(folder, `${name}.sql`);
-    await writeFile(path, text);
-    scripts.push('-f', path);
-  }
-  const child = await ClientProcess.start(file, {
-    args: [
-      '--no-vacuum',
-      ...['-M', protocol],
-      ...['-c', String(SESSIONS)],
-      ...['-T', String(DURATION_SECONDS)],
-      ...(reconnects ? ['-C'] : []),
-      ...['-D', `base=${base}`, '-D', 'n=0'],
-      ...scripts,
-      ...['-h', String(host), '-p', String(port), '-U', String(user), String(database)],
-    ],
-    env: { PGAPPNAME: APPLICATION_NAME },
-  });
+  const path = (name: ScriptName): string => join(folder, `${name}.sql`);
+  for (const name of SCRIPT_NAMES) await writeFile(path(name), SCRIPTS[name]);
+  const start = (sessions: number, names: readonly ScriptName[]): Promise<ClientProcess> =>
+    startProcess(file, options, connection, [
+      ...['-c', String(sessions), '-D', `base=${base}`, '-D', 'n=0'],
+      ...names.flatMap((name) => ['-f', path(name)]),
+    ]);
+  const children = [
+    await start(1, ['read', 'readAll']),
+    await start(SESSIONS - 1, ['insert', 'transaction']),
+  ] as const;
   return {
     stop: async () => {
-      const endedEarly = child.hasEnded;
-      child.signal('SIGALRM');
-      await child.ended();
+      const failures = children.flatMap((child) =>
+        child.hasEnded ? ['pgbench ended before it was asked to'] : [],
+      );
+      for (const child of children) child.signal('SIGALRM');
+      await Promise.all(children.map((child) => child.ended()));
       await rm(folder, { recursive: true, force: true });
-      return reportOf(child, endedEarly);
+      const [inserted = 0, transactions = 0] = countsOf(children[1]);
+      failures.push(...children.flatMap(failuresOf));
+      return { inserted, items: 2 * transactions, notes: transactions, failures };
     },
   };
 }
 
-function reportOf(child: ClientProcess, endedEarly: boolean): ClientReport {
-  const { stdout, stderr, exitCode } = child;
-  const [inserted = 0, , transactions = 0] = [
-    ...stdout.matchAll(/^SQL script \d+:[^]*?^ - (\d+) transactions/gm),
-  ].map(([, count]) => Number(count));
+async function startProcess(
+  file: string,
+  { protocol, reconnects = false }: PgbenchOptions,
+  { host, port, user, database }: Connection,
+  args: readonly string[],
+): Promise<ClientProcess> {
+  return ClientProcess.start(file, {
+    args: [
+      '--no-vacuum',
+      ...['-M', protocol, '-T', String(DURATION_SECONDS)],
+      ...(reconnects ? ['-C'] : []),
+      ...args,
+      ...['-h', String(host), '-p', String(port), '-U', String(user), String(database)],
+    ],
+    env: { PGAPPNAME: APPLICATION_NAME },
+  });
+}
+
+/** Transactions that were committed, of each script. */
+function countsOf({ stdout }: ClientProcess): number[] {
+  return [...stdout.matchAll(/^SQL script \d+:[^]*?^ - (\d+) transactions/gm)].map(([, count]) =>
+    Number(count),
+  );
+}
+
+function failuresOf({ stdout, stderr, exitCode }: ClientProcess): string[] {
   const failures = stderr.split('\n').filter((line) => /error|fatal|aborted/i.test(line));
   // Deadlocks and serialization failures, which pgbench counts from version 15 on.
   const [, failed = '0'] = /^number of failed transactions: (\d+)/m.exec(stdout) ?? [];
   if (failed !== '0') failures.push(`${failed} failed transactions:\n${stdout}`);
-  if (exitCode !== 0 || endedEarly) {
-    failures.push(`pgbench ended with exit code ${exitCode ?? 'none'}`);
-  }
-  return { inserted, items: 2 * transactions, notes: transactions, failures };
+  if (exitCode !== 0) failures.push(`pgbench ended with exit code ${exitCode ?? 'none'}`);
+  return failures;
 }
