@@ -259,7 +259,7 @@ export class BlockingSessions {
   }
 }
 
-/** For people: `pid 7 (user app, application web, idle in transaction since 12:00:00) on host:5432`. */
+/** For people: `pid 7 (user app, application web), idle in transaction since 12:00:00 on host:5432`. */
 export function describeBlocker({ server, ...session }: Blocker): string {
   return `${describeSession(session)} on ${server.name}`;
 }
@@ -270,5 +270,5 @@ function describeSession(session: BlockingSession): string {
   if (pid === 0)
     return `prepared transaction ${transaction} (user ${user}${when ? `,${when}` : ''})`;
   const doing = state === null ? '' : `, ${state}${when}`;
-  return `pid ${pid} (user ${user}, application ${application || 'unnamed'}${doing})`;
+  return `pid ${pid} (user ${user}, application ${application || 'unnamed'})${doing}`;
 }

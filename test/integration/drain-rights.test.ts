@@ -147,7 +147,7 @@ describe('what the role of a controller may do', () => {
     expect(await strategy()).toBe('pause-node');
     const task = await h.acknowledged(await demote('all'));
     expect(task.status).toBe('holding');
-    expect(task.reason).toContain('writes wait, reads do not: this role may not lock public.');
+    expect(task.reason).toContain('only writes are paused: this role may not lock public.');
     expect(task.reason).toContain(`what enters through ${entry.address} does not wait: `);
     const said = controller?.log.findLast(({ msg }) => msg.includes('traffic waits'));
     expect(said).toMatchObject({

@@ -151,10 +151,14 @@ describe('entry nodes of a hold', () => {
     const sent = await client.sendAndWait(UPDATE, [subject.key]);
     await other.stop('immediate');
     const lost = await controller.logged('what was lost', ({ msg }) =>
-      msg.startsWith('a session that made traffic wait on another node was lost'),
+      msg.startsWith('locks of a hold that were lost could not be taken again'),
     );
     expect(lost['server']).toBe(other.address);
-    expect((await h.task(id)).status).toBe('holding');
+    const task = await h.task(id);
+    expect(task).toMatchObject({ status: 'holding', attempt: 1 });
+    await waitFor('the reason to say so', async () =>
+      (await h.task(id)).reason?.startsWith(`what enters through ${other.address} does not wait: `),
+    );
     expect(await h.holds()).toBe(1);
     await promote();
     await sent.answer;
@@ -179,7 +183,7 @@ describe('entry nodes of a hold', () => {
     await sent.answer;
   });
 
-  it('a session of a hold that is ended on another node is no end of the hold', async () => {
+  it('what the sessions of a hold had locked on another node is locked again when they are ended', async () => {
     const id = await demote();
     await held(id);
     const pids = await healthy.withSession(async (db) => {
@@ -189,11 +193,14 @@ describe('entry nodes of a hold', () => {
       return ending;
     });
     expect(pids.length).toBeGreaterThan(0);
-    await controller.logged('what was lost', ({ msg }) =>
-      msg.startsWith('a session that made traffic wait on another node was lost'),
+    await controller.logged(
+      'that it is whole again',
+      ({ msg }) => msg === 'traffic is paused again',
     );
-    expect((await h.task(id)).status).toBe('holding');
+    expect(await h.task(id)).toMatchObject({ status: 'holding', attempt: 1, reason: null });
+    const sent = await (await through(healthy)).sendAndWait(UPDATE, [subject.key]);
     await promote();
+    await sent.answer;
     await waitUntilNothingHeld(h);
     await expectWholeHold();
   });

@@ -54,6 +54,8 @@ export class GroupPause {
   #leave: ((blockers: readonly Vertex[]) => void) | undefined;
   readonly #terminatedAt = new Map<Vertex, number>();
   readonly #cancelled: string[] = [];
+  /** Sessions that were said to be another role's. */
+  readonly #unendable = new Set<string>();
   /** Of the blockers that the queues were left for, those that block reads alone. */
   #ofReads: ReadonlySet<Vertex> = new Set();
 
@@ -66,10 +68,11 @@ export class GroupPause {
     this.#blocking = new BlockingSessions({
       watch,
       onCancelled: (blocker) => this.#sayCancelled(blocker),
-      onBlocked: (blockers) =>
-        request.onBlocked(
-          `waits for ${blockers.map(describeBlocker).join('; ')}; the cooldown ends at ${cooledAt} UTC`,
-        ),
+      onBlocked: (blockers) => {
+        this.#sayMayNotEnd(blockers);
+        const named = blockers.map(describeBlocker).join('; ');
+        request.onBlocked(`waits for ${named}; the cooldown ends at ${cooledAt} UTC`);
+      },
     });
     const pauseOf = (on: PauseNode, own?: GroupLocks): NodePause =>
       new NodePause({
@@ -296,6 +299,17 @@ export class GroupPause {
     this.#cancelled.push(
       `${maintenance ?? 'maintenance'} of pid ${pid} (user ${user}) on ${server.name} was cancelled`,
     );
+  }
+
+  /** Such a session, or a prepared transaction, blocks the hold until its timeout. */
+  #sayMayNotEnd(blockers: readonly Blocker[]): void {
+    for (const { server, pid, user, application, transaction, mayEnd } of blockers) {
+      const id = `${server.key}:${pid} ${transaction}`;
+      if (mayEnd || pid === 0 || this.#unendable.has(id)) continue;
+      this.#unendable.add(id);
+      const fields = { server: server.name, sessionPid: pid, user, application };
+      this.#options.logger.warn(fields, 'this role may not end a session that blocks a hold');
+    }
   }
 
   #sayLost({ node }: NodePause): void {

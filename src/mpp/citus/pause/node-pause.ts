@@ -181,6 +181,8 @@ export class NodePause implements LockOwner {
   async prepare(): Promise<void> {
     const { pause, planned } = this.#order;
     const reserving = this.#commits || pause === 'all' ? undefined : this.#holder.reserve();
+    // It may fail before it is waited for.
+    reserving?.catch(() => undefined);
     if (planned) {
       const { tables, shared } = await this.#targets.read();
       const needed = pause === 'all' ? tables : this.#options.group?.coversShared ? [] : shared;
