@@ -3,6 +3,7 @@ import type { ControllerProcess } from '../support/controller-process.js';
 import { Actor } from '../support/faults/actor.js';
 import { cancelled, terminated } from '../support/faults/hold-log.js';
 import { waitUntilNothingHeld } from '../support/faults/hold-sessions.js';
+import { releaseGroup } from '../support/faults/release-group.js';
 import { subjectOf, type Subject } from '../support/faults/subject.js';
 import { Harness } from '../support/harness.js';
 import { waitFor } from '../support/servers/index.js';
@@ -26,7 +27,7 @@ describe('the snapshots of a hold', () => {
   });
   afterEach(async () => {
     await Promise.all(actors.splice(0).map((actor) => actor.end()));
-    await h.db.query('SELECT mpp_release(1)');
+    await releaseGroup(h, 1);
     await waitUntilNothingHeld(h);
     await waitUntilSynced(h.db);
     await controller.end();
@@ -78,7 +79,7 @@ describe('the snapshots of a hold', () => {
 
   describe.skipIf(!hasCitus)('CREATE INDEX CONCURRENTLY', () => {
     afterEach(async () => {
-      await h.db.query('SELECT mpp_release(1)');
+      await releaseGroup(h, 1);
       await waitUntilSynced(h.db);
       await h.db.query('DROP INDEX IF EXISTS items_v');
     });
