@@ -5,14 +5,14 @@ import type { BlockingSession, Server } from './server.js';
 import type { Vertex, WaitGraph } from './wait-graph.js';
 import type { Watch } from './watch.js';
 
-/** A blocker that was not seen for so long has gone on meanwhile, in milliseconds. */
-const GAP_MS = 50;
+/** A blocker that was not seen for so long has gone on meanwhile, in milliseconds; a busy server is slow. */
+const GAP_MS = 250;
 /** So long a session blocks before the server is asked what it is, and so often while it still does. */
 const DESCRIBE_MS = 100;
 /** So long it blocks before people are told. */
 const TELL_MS = 1_000;
-/** So long the next try may take to find those again that were waited for outside the queue. */
-const PIN_MS = 1_000;
+/** So long a blocker that was waited for outside the queue is known without being seen. */
+const PIN_MS = 5_000;
 /** How often it is checked whether a session that is waited for outside the queue is still there. */
 const OUTSIDE_CHECK_MS = 20;
 
@@ -125,7 +125,7 @@ export class BlockingSessions {
       await delay(OUTSIDE_CHECK_MS, undefined, { signal });
       const there = await this.#stillThere(waited);
       const now = performance.now();
-      this.#roots.see([...there, ...late], now);
+      for (const vertex of [...there, ...late]) this.#roots.pin(vertex, PIN_MS, now);
       this.#tell(now);
       for (const vertex of waited) {
         if (!there.has(vertex)) this.#forget(vertex);
@@ -133,8 +133,6 @@ export class BlockingSessions {
       }
       waited = waited.filter((vertex) => there.has(vertex) && !late.includes(vertex));
     }
-    const now = performance.now();
-    for (const vertex of late) this.#roots.pin(vertex, PIN_MS, now);
     return late;
   }
 

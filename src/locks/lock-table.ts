@@ -12,8 +12,8 @@ import type { Watch } from './watch.js';
 const QUEUES = 4;
 /** A server that does not let a statement be interrupted in this time does not answer, in milliseconds. */
 const STOP_MS = 1_000;
-/** So often the sessions of one hold may break before the locks are taken to be lost. */
-const MOST_LOSSES = 5;
+/** So many sessions of one hold may break before its locks are there again; then they are taken to be lost. */
+const MOST_LOSSES = 16;
 
 export interface LockTableOptions {
   readonly server: Server;
@@ -419,6 +419,7 @@ export class LockHolder {
 
   /** From now on none of its locks is yielded. */
   keep(): void {
+    this.#losses = 0;
     this.#isKept = true;
   }
 

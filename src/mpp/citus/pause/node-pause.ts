@@ -466,6 +466,7 @@ export class NodePause implements LockOwner {
       const regained = this.#until(() => this.isComplete, this.#over.signal).then(() => true);
       const isBack = await within(REGAIN_MS, regained, false);
       if (!isBack) throw new Error(`its locks were not free again within ${REGAIN_MS / 1_000} s`);
+      this.#holder.keep();
       if (!this.#isOver()) this.#options.onRegained(this);
     } catch (error) {
       const failure = error instanceof Error ? error : new Error(String(error));
