@@ -79,12 +79,19 @@ export class FaultProxy {
     return links.length;
   }
 
-  /** Cuts all connections and listens no more. Idempotent. */
-  async stop(): Promise<void> {
+  /** Cuts the connections that are open; new ones are as ever, also after `swallowAll`. */
+  cut(): void {
+    this.#deafToNew = false;
     for (const { near, far } of this.#links) {
       near.destroy();
       far.destroy();
     }
+    this.#links.clear();
+  }
+
+  /** Cuts all connections and listens no more. Idempotent. */
+  async stop(): Promise<void> {
+    this.cut();
     if (!this.#server.listening) return;
     this.#server.close();
     await once(this.#server, 'close');
