@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import pg from 'pg';
 import { DatabaseStateError, PoolBusyError } from '../errors.js';
 import { within } from '../within.js';
@@ -73,7 +74,10 @@ class BoundedPool extends pg.Pool {
     this.on('error', pool.onIdleError);
     // A killed session can emit 'error' more than once, and an unheard one ends the process.
     this.on('connect', (client) => client.on('error', () => undefined));
-    pool.severed?.addEventListener('abort', this.#sever);
+    if (pool.severed === undefined) return;
+    // One pool a node: Node.js warns of a leak from eleven on.
+    setMaxListeners(0, pool.severed);
+    pool.severed.addEventListener('abort', this.#sever);
   }
 
   override connect(): Promise<pg.PoolClient>;
