@@ -25,6 +25,8 @@ const SETTINGS = {
   MPP_MIN_COOLDOWN: '0ms',
   MPP_LOG_LEVEL: 'info',
   MPP_NODE_URL: 'postgres://postgres@/postgres',
+  // A warning then says where it comes from.
+  NODE_OPTIONS: '--trace-warnings',
 };
 
 /** A controller, and what it reaches the coordinator through. Another one takes its place when it is killed. */
