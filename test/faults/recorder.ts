@@ -21,7 +21,25 @@ export async function installRecorder(h: Harness): Promise<Map<number, number>> 
     ]);
   }
   await h.db.query(TRIGGER);
+  await h.db.query(STATUS_TRIGGER);
   return locks;
+}
+
+/** A change of a task's status or attempt. mpp_task_log leaves some out, and says not which session made it. */
+export interface StatusChange {
+  readonly task_id: string;
+  readonly status: string;
+  readonly attempt: number;
+  readonly reason: string | null;
+  readonly controller: string | null;
+  readonly changed_by: string;
+}
+
+export async function readChanges(db: Client): Promise<StatusChange[]> {
+  const { rows } = await db.query<StatusChange>(
+    'SELECT task_id, status, attempt, reason, controller, changed_by FROM faults_changes ORDER BY id',
+  );
+  return rows;
 }
 
 /** What the server has found in the acknowledgements since the last call. */
@@ -56,7 +74,16 @@ const COUNT = `
 
 const TABLES = `
   CREATE TABLE faults_groups (groupid integer PRIMARY KEY, locks integer NOT NULL);
-  CREATE TABLE faults_seen (what text NOT NULL)`;
+  CREATE TABLE faults_seen (what text NOT NULL);
+  CREATE TABLE faults_changes (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    task_id bigint NOT NULL,
+    status text NOT NULL,
+    attempt integer NOT NULL,
+    reason text,
+    controller text,
+    changed_by name NOT NULL DEFAULT session_user
+  )`;
 
 /**
  * A session that is ended at this very moment has no locks, and is no session of the group any more: so it is
@@ -95,3 +122,16 @@ const TRIGGER = `
     FOR EACH ROW
     WHEN (NEW.status = 'holding' AND OLD.status <> 'holding' AND NEW.pause IS DISTINCT FROM 'none')
     EXECUTE FUNCTION faults_acknowledged()`;
+
+const STATUS_TRIGGER = `
+  CREATE FUNCTION faults_changed() RETURNS trigger LANGUAGE plpgsql SET search_path = public AS $$
+  BEGIN
+    IF TG_OP = 'INSERT' OR OLD.status <> NEW.status OR OLD.attempt <> NEW.attempt THEN
+      INSERT INTO faults_changes (task_id, status, attempt, reason, controller)
+      VALUES (NEW.id, NEW.status, NEW.attempt, NEW.reason, NEW.claimed_by);
+    END IF;
+    RETURN NULL;
+  END
+  $$;
+  CREATE TRIGGER faults_changed AFTER INSERT OR UPDATE ON mpp_tasks
+    FOR EACH ROW EXECUTE FUNCTION faults_changed()`;

@@ -1,8 +1,7 @@
 import type { Client } from 'pg';
 import { waitUntilNothingHeld } from '../support/faults/hold-sessions.js';
 import { waitFor } from '../support/servers/index.js';
-import { waitUntilSynced } from '../support/standin/observe.js';
-import { takeRecorded } from './recorder.js';
+import { readChanges, takeRecorded } from './recorder.js';
 import { Reporter } from './reporter.js';
 import { describe, type Fault, type FaultKind, type Step } from './schedule.js';
 import { POLL_MS, text, type Address, type Stage } from './stage.js';
@@ -61,6 +60,7 @@ class Run {
     } finally {
       await this.#liftAll();
       await watcher.stop();
+      await this.#clear();
       for (const reporter of this.#reporters.values()) await reporter.end();
     }
     return {
@@ -71,7 +71,7 @@ class Run {
   }
 
   #openReporter(groupid: number, initial: ReadonlyMap<number, string>): void {
-    const { stage } = { stage: this.#stage };
+    const stage = this.#stage;
     const port = stage.workers.get(groupid)?.port ?? 0;
     const two: [Address, Address] = [
       { host: '127.0.0.1', port },
@@ -154,16 +154,29 @@ class Run {
     await this.#ended();
     this.#note('all tasks have ended');
     await waitUntilNothingHeld(harness);
-    // The daemon of Citus tries again by itself; that of the stand-in ends with an error.
-    if (!harness.cluster.hasCitus) await harness.db.query('SELECT standin.start_maintenance()');
-    await waitUntilSynced(harness.db);
+    await this.#synced();
     this.#note('nothing is held, metadata is in sync');
     await this.#judge(initial);
     this.#violations.push(...(await takeRecorded(harness.db)));
     await this.#wakes();
     this.#note('a report wakes the controller');
-    await harness.db.query('DELETE FROM mpp_task_log');
-    await harness.db.query('DELETE FROM mpp_tasks');
+  }
+
+  async #synced(): Promise<void> {
+    const { db, cluster } = this.#stage.harness;
+    await waitFor(
+      'metadata to be in sync',
+      async () => {
+        const { rows } = await db.query(
+          `SELECT groupid, nodename, nodeport FROM pg_dist_node WHERE hasmetadata AND NOT metadatasynced`,
+        );
+        if (rows.length === 0) return true;
+        // The daemon of Citus tries again by itself; that of the stand-in ends with an error.
+        if (!cluster.hasCitus) await db.query('SELECT standin.start_maintenance()');
+        throw new Error(JSON.stringify(rows));
+      },
+      { intervalMs: 50 },
+    );
   }
 
   async #ended(): Promise<void> {
@@ -189,20 +202,27 @@ class Run {
     );
   }
 
+  /** What the next schedule looks at is its own. */
+  async #clear(): Promise<void> {
+    const { db } = this.#stage.harness;
+    await db.query('TRUNCATE faults_changes').catch(() => undefined);
+    await db.query('DELETE FROM mpp_task_log').catch(() => undefined);
+    await db.query('DELETE FROM mpp_tasks WHERE finished_at IS NOT NULL').catch(() => undefined);
+  }
+
   async #judge(initial: ReadonlyMap<number, string>): Promise<void> {
     const evidence = await this.#evidence(initial);
     const found = judge(evidence);
     this.#violations.push(...found);
     // Of the groups that the sentences are about: the rest was as it must be.
     const groups = new Set(found.flatMap((sentence) => sentence.match(/group \d+/g) ?? []));
-    for (const entry of found.length === 0 ? [] : evidence.log) {
-      const task = evidence.tasks.find(({ id }) => id === entry.task_id);
+    for (const change of found.length === 0 ? [] : evidence.changes) {
+      const task = evidence.tasks.find(({ id }) => id === change.task_id);
       if (task === undefined || !groups.has(`group ${task.groupid}`)) continue;
-      const at = new Date(entry.logged_ms).toISOString();
+      const { status, attempt, controller, changed_by, reason } = change;
       this.#trace.push(
-        `log: ${at} group ${task.groupid} task ${task.id} ${task.event} ${task.node}: ${entry.status}, ` +
-          `attempt ${entry.attempt} of ${entry.controller ?? 'none'} by ${entry.logged_by}; ` +
-          `${entry.before ?? ''} ${entry.after ?? ''} ${entry.reason ?? ''}`,
+        `group ${task.groupid} task ${task.id} ${task.event} ${task.node}: ${status}, attempt ${attempt} of ` +
+          `${controller ?? 'none'} by ${changed_by} ${reason ?? ''}`,
       );
     }
   }
@@ -213,9 +233,12 @@ class Run {
     const { rows: log } = await db.query<LogEntry>(LOG);
     const reporters = [...this.#reporters.values()];
     const nowhere = tasks.filter(({ node }) => node.endsWith(':1')).map(({ id }) => id);
-    const never = new Set<string>(['127.0.0.1:1']);
+    const nodes = [...this.#stage.workers].map(
+      ([groupid, { port }]) =>
+        [groupid, new Set([`127.0.0.1:${port}`, `localhost:${port}`])] as const,
+    );
     return {
-      ...{ tasks, log, initial, never },
+      ...{ tasks, log, initial, changes: await readChanges(db), nodes: new Map(nodes) },
       rows: await primaries(db),
       cancelled: new Set([...nowhere, ...reporters.flatMap(({ told }) => [...told.cancelled])]),
       released: new Set(
@@ -287,7 +310,7 @@ const PRIMARY_OF = (column: string): string => `
    WHERE n ->> 'noderole' = 'primary')`;
 
 const LOG = `
-  SELECT l.task_id, l.status, l.attempt, l.reason, l.controller, l.logged_by,
+  SELECT l.task_id, l.status, l.attempt, l.reason,
          (extract(epoch FROM l.logged_at) * 1000)::float8 AS logged_ms,
          ${PRIMARY_OF('node_before')} AS before, ${PRIMARY_OF('node_after')} AS after
   FROM mpp_task_log AS l

@@ -140,6 +140,8 @@ async function readOnly(server: Server): Promise<Lift | undefined> {
   return async () => {
     await server.start();
     await set('ALTER SYSTEM RESET default_transaction_read_only');
+    // A procedure that runs on does not read the settings again; the stand-in's would fail for ever.
+    await attempt(server, (session) => session.query(END_MAINTENANCE));
   };
 }
 
@@ -233,3 +235,8 @@ const INSERT_ROWS = `
   SELECT 'before_demote', $1, n.nodename, n.nodeport, '400 ms', '200 ms'
   FROM pg_dist_node AS n, generate_series(1, $2)
   WHERE n.groupid = $1 AND n.noderole = 'primary'`;
+
+const END_MAINTENANCE = `
+  SELECT pg_terminate_backend(a.pid)
+  FROM pg_stat_activity AS a
+  WHERE a.application_name = 'Citus stand-in maintenance'`;

@@ -1,3 +1,5 @@
+import type { StatusChange } from './recorder.js';
+
 /** A task as the table has it once all is over. */
 export interface EndedTask {
   readonly id: string;
@@ -16,8 +18,6 @@ export interface LogEntry {
   readonly status: string;
   readonly attempt: number;
   readonly reason: string | null;
-  readonly controller: string | null;
-  readonly logged_by: string;
   readonly logged_ms: number;
   readonly before: string | null;
   readonly after: string | null;
@@ -33,13 +33,15 @@ export interface Span {
 export interface Evidence {
   readonly tasks: readonly EndedTask[];
   readonly log: readonly LogEntry[];
+  /** In the order in which they were made. */
+  readonly changes: readonly StatusChange[];
   /** Where each group was before, and is now. */
   readonly initial: ReadonlyMap<number, string>;
   readonly rows: ReadonlyMap<number, string>;
   readonly cancelled: ReadonlySet<string>;
   readonly released: ReadonlySet<number>;
-  /** Addresses that must never be in a row. */
-  readonly never: ReadonlySet<string>;
+  /** The addresses of each group's node; another one must never be in its row. */
+  readonly nodes: ReadonlyMap<number, ReadonlySet<string>>;
   /** The role of each controller, by its process id. */
   readonly roles: ReadonlyMap<number, string>;
   readonly impaired: readonly Span[];
@@ -51,7 +53,7 @@ export const RECOVERY_MS = 6_000;
 const NEXT: Readonly<Record<string, readonly string[]>> = {
   pending: ['pending', 'claimed', 'superseded', 'expired', 'rolled_back', 'cancelled'],
   claimed: [
-    ...['pending', 'claimed', 'holding', 'done', 'superseded', 'discarded'],
+    ...['pending', 'holding', 'done', 'superseded', 'discarded'],
     ...['expired', 'rolled_back', 'failed'],
   ],
   holding: ['pending', 'done', 'superseded', 'rolled_back', 'failed'],
@@ -62,14 +64,12 @@ const SWEPT = /^(the hold was lost|not acknowledged|still pending|taken up again
 
 /** @returns a sentence for each thing that must not be. */
 export function judge(evidence: Evidence): string[] {
-  const byTask = new Map<string, LogEntry[]>();
-  for (const entry of evidence.log) {
-    byTask.set(entry.task_id, [...(byTask.get(entry.task_id) ?? []), entry]);
-  }
+  const byTask = groupByTask(evidence.log);
+  const changes = groupByTask(evidence.changes);
   const found: string[] = [];
   for (const task of evidence.tasks) {
     const entries = byTask.get(task.id) ?? [];
-    found.push(...judgePath(task, entries, evidence));
+    found.push(...judgePath(task, changes.get(task.id) ?? [], evidence));
     found.push(...judgeEnd(task, evidence));
     found.push(...judgeAnswer(task, entries, evidence));
   }
@@ -77,32 +77,58 @@ export function judge(evidence: Evidence): string[] {
   return found;
 }
 
+function groupByTask<T extends { readonly task_id: string }>(
+  things: readonly T[],
+): Map<string, T[]> {
+  const byTask = new Map<string, T[]>();
+  for (const thing of things) {
+    const known = byTask.get(thing.task_id);
+    if (known) known.push(thing);
+    else byTask.set(thing.task_id, [thing]);
+  }
+  return byTask;
+}
+
 /** Each status follows from the one before it, by the controller that has the task; an end is final. */
-function judgePath(task: EndedTask, entries: readonly LogEntry[], { roles }: Evidence): string[] {
+function judgePath(
+  task: EndedTask,
+  changes: readonly StatusChange[],
+  { roles }: Evidence,
+): string[] {
   const found: string[] = [];
   const name = `task ${task.id} (${task.event} of group ${task.groupid})`;
-  let last = 'pending';
-  let attempt = 0;
-  for (const [index, entry] of entries.entries()) {
-    const { status, logged_by, controller } = entry;
-    // Claims after the third are not in the log.
-    const from = last === 'pending' && entry.attempt > 3 ? 'claimed' : last;
-    if (index > 0 && NEXT[from]?.includes(status) !== true) {
-      found.push(`${name} went from ${last} to ${status}`);
+  let last: StatusChange | undefined;
+  for (const change of changes) {
+    const { status, attempt, changed_by } = change;
+    if (last === undefined) {
+      last = change;
+      continue;
     }
-    if (entry.attempt < attempt) found.push(`${name} went back to attempt ${entry.attempt}`);
-    const role = roles.get(Number(controller?.split(':')[1]));
-    const isOwn = ['claimed', 'holding', 'done', 'discarded', 'failed'].includes(status);
-    const isSwept = SWEPT.test(entry.reason ?? '') || /released by/.test(entry.reason ?? '');
-    const isWorked = isOwn || (status === 'rolled_back' && !isSwept);
-    if (isWorked && index > 0 && role !== logged_by) {
-      found.push(`${name} became ${status} by ${logged_by}, and it was a task of ${String(role)}`);
+    if (NEXT[last.status]?.includes(status) !== true) {
+      found.push(`${name} went from ${last.status} to ${status}`);
     }
-    last = status;
-    attempt = entry.attempt;
+    if (attempt !== last.attempt + (status === 'claimed' ? 1 : 0)) {
+      found.push(`${name} became ${status} with attempt ${attempt} after ${last.attempt}`);
+    }
+    // The row keeps the controller that claimed it last; the role is that of the session that wrote it.
+    const owner = roles.get(Number(change.controller?.split(':')[1]));
+    if (isOwnWork(change) && owner !== changed_by) {
+      found.push(
+        `${name} became ${status} by ${changed_by}, and it was a task of ${String(owner)}`,
+      );
+    }
+    last = change;
   }
-  if (last !== task.status) found.push(`${name} is ${task.status}, and its log ends with ${last}`);
+  if (last?.status !== task.status) {
+    found.push(`${name} is ${task.status}, and its last change was to ${String(last?.status)}`);
+  }
   return found;
+}
+
+/** What only the controller that has claimed a task may make of it. */
+function isOwnWork({ status, reason }: StatusChange): boolean {
+  if (['claimed', 'holding', 'done', 'discarded', 'failed'].includes(status)) return true;
+  return status === 'rolled_back' && !SWEPT.test(reason ?? '') && !/released by/.test(reason ?? '');
 }
 
 /** A fact is done or superseded; the others may end in any way that was asked for. */
@@ -116,7 +142,7 @@ function judgeEnd(task: EndedTask, evidence: Evidence): string[] {
     return [`${name} was released by no operator`];
   }
   if (event !== 'after_promote') return [];
-  if (evidence.never.has(node)) {
+  if (evidence.nodes.get(groupid)?.has(node) !== true) {
     return status === 'done' ? [`${name} is done, and ${node} is no node of the group`] : [];
   }
   if (status === 'superseded') {
