@@ -35,8 +35,6 @@ export interface LeadOptions {
   readonly onActive: () => void;
 }
 
-/** Who has just become active has more urgent things to do than to connect to all nodes. */
-const WARM_AFTER_MS = 5_000;
 /** How often it is asked, after a newer version has migrated, whether the last hold has ended. */
 const FINISH_LOOK_MS = 100;
 const SIBLINGS_MS = 2_000;
@@ -109,7 +107,8 @@ export class Lead {
     let isNew = false;
     // Made once a session: a signal or a promise that is raced at each heartbeat collects listeners.
     let next = AbortSignal.any([...ended, this.#control.ended]);
-    const warmAt = performance.now() + WARM_AFTER_MS;
+    // A crash in the first seconds of a leadership costs no more than a later one.
+    void this.#prewarm();
     while (!this.#stopping) {
       if (!isNew) await pause(this.#ending ? FINISH_LOOK_MS : settings.heartbeatMs, next);
       isNew = false;
@@ -146,7 +145,7 @@ export class Lead {
       );
       if (!siblings.isStarted) await this.#startSiblings();
       this.#prune();
-      if (performance.now() >= warmAt) void this.#warm();
+      void this.#prewarm();
     }
   }
 
@@ -197,7 +196,7 @@ export class Lead {
   }
 
   /** Has sessions open that the next hold needs. Never throws. */
-  async #warm(): Promise<void> {
+  async #prewarm(): Promise<void> {
     const { kept } = this.#options.sessions;
     const { traffic, sessions, db } = this.#parts;
     const filling = fill(sessions, kept.groups, (client) => client.query('SELECT'));
