@@ -281,7 +281,7 @@ const DESCRIBE = `
   WHERE b.pid <> 0
   ORDER BY s.pid`;
 
-/** In pg_locks a prepared transaction is a virtual transaction -1 with its xid. */
+/** In pg_locks a prepared transaction has no pid, and the lock of its own xid. */
 const DESCRIBE_PREPARED = `
   SELECT DISTINCT 0 AS pid, p.gid AS transaction, p.owner AS user, '' AS application,
          'prepared' AS state, to_char(p.prepared, 'HH24:MI:SS') AS since,
@@ -294,7 +294,10 @@ const DESCRIBE_PREPARED = `
    AND h.classid IS NOT DISTINCT FROM w.classid AND h.objid IS NOT DISTINCT FROM w.objid
    AND h.objsubid IS NOT DISTINCT FROM w.objsubid
    AND h.transactionid IS NOT DISTINCT FROM w.transactionid
-  JOIN pg_prepared_xacts AS p ON h.virtualtransaction = '-1/' || p.transaction
+  JOIN pg_locks AS x
+    ON x.pid IS NULL AND x.locktype = 'transactionid' AND x.granted
+   AND x.virtualtransaction = h.virtualtransaction
+  JOIN pg_prepared_xacts AS p ON p.transaction = x.transactionid
   WHERE w.pid = ANY ($1::integer[]) AND NOT w.granted`;
 
 const PREPARED = `
