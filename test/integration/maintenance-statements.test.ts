@@ -76,7 +76,7 @@ describe('what blocks a hold of group 1 and is no client', () => {
       entry: Server,
       statement: string,
       table: string,
-    ): Promise<{ client: Actor; answer: Promise<unknown> }> {
+    ): Promise<{ client: Actor; other: Actor; answer: Promise<unknown> }> {
       const { primary } = h.cluster.group(2);
       const other = await through(primary, 'backup');
       await other.query('SET citus.override_table_visibility = off');
@@ -93,7 +93,7 @@ describe('what blocks a hold of group 1 and is no client', () => {
       );
       // What Citus refuses does not wait.
       await Promise.race([waits, answer]);
-      return { client, answer };
+      return { client, other, answer };
     }
 
     function expectCancelledEarly({ server, pid }: Actor): void {
@@ -128,18 +128,26 @@ describe('what blocks a hold of group 1 and is no client', () => {
       );
     });
 
-    it.each(['REINDEX TABLE items', 'REINDEX TABLE CONCURRENTLY items'])(
-      '%s through the coordinator is cancelled early and its session lives',
-      async (statement) => {
-        const { coordinator } = h.cluster;
-        const { client, answer } = await beginMaintenance(coordinator, statement, 'items');
-        const { reason } = await held(await demote('all'));
-        await expect(answer).rejects.toMatchObject({ code: '57014' });
-        await client.query('SELECT 1');
-        expect(reason).toContain(`pid ${client.pid}`);
-        expectCancelledEarly(client);
-      },
-    );
+    it('REINDEX TABLE through the coordinator is cancelled early and its session lives', async () => {
+      const statement = 'REINDEX TABLE items';
+      const { client, answer } = await beginMaintenance(h.cluster.coordinator, statement, 'items');
+      const { reason } = await held(await demote('all'));
+      await expect(answer).rejects.toMatchObject({ code: '57014' });
+      await client.query('SELECT 1');
+      expect(reason).toContain(`pid ${client.pid}`);
+      expectCancelledEarly(client);
+    });
+
+    it('REINDEX TABLE CONCURRENTLY blocks no hold and is left alone', async () => {
+      const statement = 'REINDEX TABLE CONCURRENTLY items';
+      const { coordinator } = h.cluster;
+      const { other, answer } = await beginMaintenance(coordinator, statement, 'items');
+      expect((await held(await demote('all'))).reason).toBeNull();
+      await other.query('COMMIT');
+      await releaseGroup(h, 1);
+      await answer;
+      expect([...cancelled(controller.log), ...terminated(controller.log)]).toEqual([]);
+    });
   });
 
   describe('a prepared transaction', () => {
