@@ -75,6 +75,11 @@ export class BlockingSessions {
     return this.#described.get(vertex);
   }
 
+  /** Since when it has blocked the hold itself, by performance.now(). */
+  directSince({ server, pid, readAt }: Blocker): number {
+    return this.#direct.since(server.vertexOf(pid)) ?? readAt;
+  }
+
   /** Those that block it now, as far as they are known by name. */
   present(): Blocker[] {
     return [...this.#described].flatMap(([vertex, blocker]) =>

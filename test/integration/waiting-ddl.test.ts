@@ -1,7 +1,6 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import type { ControllerProcess } from '../support/controller-process.js';
 import { Actor } from '../support/faults/actor.js';
-import { terminated } from '../support/faults/hold-log.js';
 import { waitUntilNothingHeld } from '../support/faults/hold-sessions.js';
 import { Harness } from '../support/harness.js';
 import { waitFor, type Server } from '../support/servers/index.js';
@@ -83,7 +82,6 @@ describe.skipIf(!hasCitus)('a statement that locks a whole table while group 1 i
     'ALTER TABLE items ADD COLUMN w integer',
     'ALTER TABLE items ALTER COLUMN v SET DEFAULT 7',
     'CREATE INDEX items_v ON items (v)',
-    'GRANT SELECT ON items TO reporting',
     'DROP TABLE notes',
     'ALTER TABLE lookup ADD COLUMN w integer',
     'CREATE INDEX lookup_v ON lookup (v)',
@@ -120,49 +118,6 @@ describe.skipIf(!hasCitus)('a statement that locks a whole table while group 1 i
     await Promise.all([write.answer, alter.answer]);
     const { rows } = await h.db.query('SELECT v, w FROM items WHERE id = $1', [key]);
     expect(rows).toEqual([{ v: 2, w: null }]);
-  });
-
-  describe.each([
-    { entry: 'the coordinator', groupid: 0 },
-    { entry: 'another worker', groupid: 2 },
-  ])('through $entry', ({ groupid }) => {
-    it.each([
-      { statement: 'TRUNCATE items', rows: 0 },
-      { statement: 'TRUNCATE lookup', rows: 1 },
-      { statement: 'LOCK TABLE items IN ACCESS EXCLUSIVE MODE', rows: 1 },
-      { statement: 'LOCK TABLE items IN SHARE MODE', rows: 1 },
-    ])('waits and goes through when it comes before the stop: $statement', async (row) => {
-      await hold();
-      const client = await through(h.cluster.group(groupid).primary);
-      await client.query('BEGIN');
-      const { answer } = client.send(row.statement);
-      await waitsSomewhere(answer);
-      await h.cluster.group(1).switchover();
-      await commit();
-      await answer;
-      await client.query('COMMIT');
-      const { rows } = await h.db.query('SELECT FROM items');
-      expect(rows).toHaveLength(row.rows);
-      expect(terminated(controller.log)).toEqual([]);
-    });
-
-    it.each([
-      { statement: 'TRUNCATE items', rows: 0 },
-      { statement: 'LOCK TABLE items IN ACCESS EXCLUSIVE MODE', rows: 1 },
-    ])('waits and goes through when it comes after the stop: $statement', async (row) => {
-      await hold();
-      await h.cluster.group(1).primary.stop();
-      const client = await through(h.cluster.group(groupid).primary);
-      await client.query('BEGIN');
-      const { answer } = client.send(row.statement);
-      await waitsSomewhere(answer);
-      await h.cluster.group(1).promoteStandby();
-      await commit();
-      await answer;
-      await client.query('COMMIT');
-      const { rows } = await h.db.query('SELECT FROM items');
-      expect(rows).toHaveLength(row.rows);
-    });
   });
 });
 

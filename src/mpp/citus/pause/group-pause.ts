@@ -294,7 +294,15 @@ export class GroupPause {
 
   #sayCancelled(blocker: Blocker): void {
     const { server, pid, user, application, maintenance } = blocker;
-    const fields = { server: server.name, sessionPid: pid, user, application, maintenance };
+    const blockedMs = Math.round(performance.now() - this.#blocking.directSince(blocker));
+    const fields = {
+      server: server.name,
+      sessionPid: pid,
+      user,
+      application,
+      maintenance,
+      blockedMs,
+    };
     this.#options.logger.warn(fields, 'cancelled a maintenance command that blocked a hold');
     this.#cancelled.push(
       `${maintenance ?? 'maintenance'} of pid ${pid} (user ${user}) on ${server.name} was cancelled`,

@@ -9,12 +9,13 @@ const LOOK_MS = 5;
  * Waits until nodes have the metadata of the last commit.
  *
  * @param looks sessions with the coordinator
+ * @param nodeids undefined: all that have metadata
  * @param mostMs how long to wait
  * @returns the nodes that have not got it by then
  */
 export async function waitUntilSynced(
   looks: Pool,
-  nodeids: readonly number[],
+  nodeids: readonly number[] | undefined,
   mostMs: number,
   signal: AbortSignal,
 ): Promise<number[]> {
@@ -23,7 +24,7 @@ export async function waitUntilSynced(
     const { rows } = await queryAgain<{ nodeid: number }>(looks, {
       name: 'mpp-unsynced',
       text: UNSYNCED,
-      values: [nodeids],
+      values: [nodeids ?? null],
     });
     if (rows.length === 0 || signal.aborted || performance.now() >= until) {
       return rows.map(({ nodeid }) => nodeid);
@@ -35,4 +36,5 @@ export async function waitUntilSynced(
 const UNSYNCED = `
   SELECT n.nodeid
   FROM pg_catalog.pg_dist_node AS n
-  WHERE n.nodeid = ANY ($1::integer[]) AND NOT n.metadatasynced`;
+  WHERE n.hasmetadata AND n.isactive AND NOT n.metadatasynced
+    AND ($1::integer[] IS NULL OR n.nodeid = ANY ($1::integer[]))`;

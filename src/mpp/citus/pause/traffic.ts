@@ -173,7 +173,7 @@ export class CitusTraffic implements TrafficControl {
   }
 
   #end(hold: HoldEnd, outcome: Outcome): void {
-    const sync = (nodeids: readonly number[]): Promise<void> =>
+    const sync = (nodeids?: readonly number[]): Promise<void> =>
       outcome === 'rolled back' ? Promise.resolve() : this.#untilSynced(hold.coordinator, nodeids);
     const ending = hold
       .end(sync)
@@ -187,8 +187,8 @@ export class CitusTraffic implements TrafficControl {
     this.#endings.add(ending);
   }
 
-  async #untilSynced({ checks }: PauseNode, nodeids: readonly number[]): Promise<void> {
-    if (nodeids.length === 0) return;
+  async #untilSynced({ checks }: PauseNode, nodeids?: readonly number[]): Promise<void> {
+    if (nodeids?.length === 0) return;
     const late = await waitUntilSynced(checks, nodeids, SYNC_MOST_MS, this.#stopping.signal);
     if (late.length === 0) return;
     const fields = { nodeids: late, waitedMs: SYNC_MOST_MS };
@@ -218,23 +218,29 @@ class HoldEnd {
    * nodes have the row, the tables stay locked until then: what queues behind the DDL would wait for it in
    * any case.
    *
-   * @param synced resolves once these nodes have the new row
+   * @param synced resolves once these nodes have the new row, or all
    */
-  async end(synced: (nodeids: readonly number[]) => Promise<void>): Promise<void> {
+  async end(synced: (nodeids?: readonly number[]) => Promise<void>): Promise<void> {
     const { main, sides } = this.#group;
     // A node that is down gets no metadata, and must not keep the others waiting.
     const holding = sides.filter(({ pause }) => pause.isHolding);
     const waitsForDdl =
       this.#isBlockingDdl && (await within(DDL_CHECK_MS, this.#isBlockingDdl, false));
-    const releasing = waitsForDdl ? undefined : main.release();
-    try {
-      await synced(holding.map(({ nodeid }) => nodeid));
-    } finally {
-      await Promise.all([
-        releasing ?? main.release(),
-        ...sides.map(({ pause }) => pause.release()),
-      ]);
-    }
+    const endMain = async (): Promise<void> => {
+      try {
+        if (waitsForDdl) await synced();
+      } finally {
+        await main.release();
+      }
+    };
+    const endSides = async (): Promise<void> => {
+      try {
+        await synced(holding.map(({ nodeid }) => nodeid));
+      } finally {
+        await Promise.all(sides.map(({ pause }) => pause.release()));
+      }
+    };
+    await Promise.all([endMain(), endSides()]);
   }
 }
 
