@@ -117,7 +117,10 @@ class Run {
   async #strike(id: number, fault: Fault): Promise<void> {
     const from = Date.now();
     const lift = await strike(this.#stage, fault);
-    if (lift === undefined) { this.#note('  nothing to strike'); return; }
+    if (lift === undefined) {
+      this.#note('  nothing to strike');
+      return;
+    }
     this.#struck.set(fault.kind, (this.#struck.get(fault.kind) ?? 0) + 1);
     this.#lifts.set(id, { lift, from, fault });
   }
