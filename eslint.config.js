@@ -12,7 +12,7 @@ export default defineConfig(
       },
     },
     rules: {
-      'max-lines': ['error', { max: 520 }],
+      'max-lines': ['error', { max: 500 }],
       eqeqeq: 'error',
       '@typescript-eslint/consistent-type-imports': 'error',
       '@typescript-eslint/switch-exhaustiveness-check': [

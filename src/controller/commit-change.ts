@@ -5,7 +5,7 @@ import {
   completeTasks,
   endTasks,
   lockTasks,
-  markWaiting,
+  markReason,
   recordChange,
   requeueTasks,
 } from '../tasks/finish.js';
@@ -96,7 +96,9 @@ async function waitForTurn(place: Workplace, task: Task): Promise<Outcome> {
 function tellWaiting(place: Workplace, { task, log }: Work, sentence: string): void {
   log.warn(sentence);
   // What cannot be written is in the log.
-  markWaiting(place.db, attemptOf(place.controller, task), sentence).catch(() => undefined);
+  markReason(place.db, attemptOf(place.controller, task), 'claimed', sentence).catch(
+    () => undefined,
+  );
 }
 
 async function changeAndCommit(

@@ -1,5 +1,5 @@
 import type { Node, Transition } from '../mpp/abstract.js';
-import { attemptOf, markHolding, markReason, markWaiting } from '../tasks/finish.js';
+import { attemptOf, markHolding, markReason } from '../tasks/finish.js';
 import { pauseOf } from '../tasks/pause.js';
 import { formatAddress } from '../tasks/task.js';
 import { boundsOf, growingDelay } from './bounds.js';
@@ -113,11 +113,11 @@ async function pause(
       log.warn(`the hold ${sentence}`);
       const attempt = attemptOf(place.controller, task);
       // What cannot be written is in the log.
-      markWaiting(place.db, attempt, sentence).catch(() => undefined);
+      markReason(place.db, attempt, 'claimed', sentence).catch(() => undefined);
     },
     onReason: (sentence) => {
       const attempt = hold.attempts.at(-1);
-      if (attempt) markReason(place.db, attempt, sentence).catch(() => undefined);
+      if (attempt) markReason(place.db, attempt, 'holding', sentence).catch(() => undefined);
     },
   });
   return hold.pausing.reason;

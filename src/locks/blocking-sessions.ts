@@ -236,10 +236,10 @@ export class BlockingSessions {
 
   #cancelMaintenance(): void {
     for (const [vertex, blocker] of this.#described) {
-      const id = `${vertex} ${blocker.transaction}`;
-      if (blocker.maintenance === null || this.#cancelled.has(id)) continue;
+      const key = keyOf(blocker);
+      if (blocker.maintenance === null || this.#cancelled.has(key)) continue;
       if (this.#direct.since(vertex) === undefined) continue;
-      this.#cancelled.add(id);
+      this.#cancelled.add(key);
       blocker.server.cancel(blocker.pid).then(
         () => this.#options.onCancelled(blocker),
         // This role may not: it is waited for as any other.
@@ -253,13 +253,21 @@ export class BlockingSessions {
       .longerThan(TELL_MS, now)
       .flatMap((vertex) => this.#described.get(vertex) ?? [])
       .sort((a, b) => a.server.name.localeCompare(b.server.name) || a.pid - b.pid);
-    const told = blockers.map(
-      ({ server, pid, transaction }) => `${server.key}:${pid} ${transaction}`,
-    );
-    if (blockers.length === 0 || told.join() === this.#told) return;
-    this.#told = told.join();
+    const told = blockers.map(keyOf).join();
+    if (blockers.length === 0 || told === this.#told) return;
+    this.#told = told;
     this.#options.onBlocked(blockers);
   }
+}
+
+/** Tells what a session does now from what it does later, among all servers. */
+export function keyOf({ server, pid, transaction }: Blocker): string {
+  return `${server.vertexOf(pid)} ${transaction}`;
+}
+
+/** For people: `pid 7 (user app, application web)`. */
+export function nameSession({ pid, user, application }: BlockingSession): string {
+  return `pid ${pid} (user ${user}, application ${application || 'unnamed'})`;
 }
 
 /** For people: `pid 7 (user app, application web), idle in transaction since 12:00:00 on host:5432`. */
@@ -268,10 +276,10 @@ export function describeBlocker({ server, ...session }: Blocker): string {
 }
 
 function describeSession(session: BlockingSession): string {
-  const { pid, user, application, state, since, transaction } = session;
+  const { pid, user, state, since, transaction } = session;
   const when = since === null ? '' : ` since ${since}`;
   if (pid === 0)
     return `prepared transaction ${transaction} (user ${user}${when ? `,${when}` : ''})`;
   const doing = state === null ? '' : `, ${state}${when}`;
-  return `pid ${pid} (user ${user}, application ${application || 'unnamed'})${doing}`;
+  return `${nameSession(session)}${doing}`;
 }

@@ -7,12 +7,16 @@
 const PATIENCE_MS = 250;
 /** So many tries have that patience; each further one has half of it, so that all take a second at most. */
 const PATIENT_TRIES = 3;
-/** A blocker of reads alone is waited for so long; then the table's reads are not paused. */
+/** A blocker of reads alone is waited for so long, or for the cooldown; then the table's reads are not paused. */
 const READS_PATIENCE_MS = 1_500;
 
 /** How long a blocker may stay before this try, the first being 1, leaves the queue. */
 export function patienceOf(attempt: number): number {
   return PATIENCE_MS / 2 ** Math.max(0, attempt - PATIENT_TRIES);
+}
+
+function readsPatienceOf(cooldownMs: number): number {
+  return Math.min(READS_PATIENCE_MS, cooldownMs);
 }
 
 /** Since when vertices have been seen without a break. */
@@ -121,7 +125,7 @@ export function decide<B, L extends WaitedLock<B>>(hold: HoldState<B, L>): Decis
   const isDue = (blocker: B): boolean => canEnd(blocker) && now - since(blocker) >= cooldownMs;
   const mayLeave = hold.isPlanned && hold.ageMs < 2 * cooldownMs;
   const isLate = (blocker: B): boolean =>
-    !mayLeave || now - since(blocker) >= Math.min(READS_PATIENCE_MS, cooldownMs);
+    !mayLeave || now - since(blocker) >= readsPatienceOf(cooldownMs);
   const stuckReads = nodes
     .filter(({ hasWrites }) => hasWrites)
     .flatMap((node) => node.waited)
@@ -144,6 +148,6 @@ export function outsideMs(
   blocker: { canEnd: boolean; blocksWrites: boolean },
   cooldownMs: number,
 ): number {
-  if (!blocker.blocksWrites) return Math.min(READS_PATIENCE_MS, cooldownMs);
+  if (!blocker.blocksWrites) return readsPatienceOf(cooldownMs);
   return blocker.canEnd ? cooldownMs : Infinity;
 }

@@ -9,7 +9,7 @@ import type { Server } from './server.js';
 import type { Watch } from './watch.js';
 
 /** Sessions that queue for locks side by side: a session queues for one lock at a time. */
-const QUEUES = 4;
+export const QUEUES = 4;
 /** A server that does not let a statement be interrupted in this time does not answer, in milliseconds. */
 const STOP_MS = 1_000;
 /** So many sessions of one hold may break before its locks are there again; then they are taken to be lost. */

@@ -118,7 +118,7 @@ export class Server {
     return rows[0]?.blocking ?? false;
   }
 
-  /** Interrupts the statement that a process runs, if it runs one. @returns whether this role may. */
+  /** Interrupts the statement that a process runs, if it runs one. @throws where this role may not. */
   async cancel(pid: number): Promise<void> {
     await queryAgain(this.#watch, { name: 'mpp-cancel', text: CANCEL, values: [pid] });
   }

@@ -103,37 +103,26 @@ const MARK_HOLDING = `
   WHERE t.id = mine.id
   RETURNING (extract(epoch FROM t.deadline - clock_timestamp()) * 1000)::float8 AS remaining_ms`;
 
-/** Says what a claimed task waits for. A row that another session has locked is left as it is. */
-export async function markWaiting(db: Queryable, attempt: Attempt, reason: string): Promise<void> {
-  await db.query({
-    name: 'mpp-mark-waiting',
-    text: MARK_WAITING,
-    values: [...valuesOf([attempt]), reason],
-  });
-}
-
-const MARK_WAITING = `
-  ${MINE}
-  UPDATE @mpp.mpp_tasks AS t
-  SET reason = $4
-  FROM mine
-  WHERE t.id = mine.id AND t.status = 'claimed'`;
-
-/** Writes why less is paused than before. */
-export async function markReason(db: Queryable, attempt: Attempt, reason: string): Promise<void> {
+/** Writes the reason of a task while it has this status. A row that another session has locked is left as it is. */
+export async function markReason(
+  db: Queryable,
+  attempt: Attempt,
+  status: 'claimed' | 'holding',
+  reason: string,
+): Promise<void> {
   await db.query({
     name: 'mpp-mark-reason',
     text: MARK_REASON,
-    values: [...valuesOf([attempt]), reason],
+    values: [...valuesOf([attempt]), status, reason],
   });
 }
 
 const MARK_REASON = `
   ${MINE}
   UPDATE @mpp.mpp_tasks AS t
-  SET reason = $4
+  SET reason = $5
   FROM mine
-  WHERE t.id = mine.id AND t.status = 'holding'`;
+  WHERE t.id = mine.id AND t.status = $4`;
 
 /** Rows of pg_dist_node for the log, before and after a change. */
 export interface NodeChange {

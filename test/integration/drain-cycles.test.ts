@@ -148,7 +148,7 @@ describe('a hold that drains yields', () => {
     const id = await demote('all');
     await waitUntilTable(h.cluster.coordinator, 'notes', { granted: false });
     await waitUntilTable(h.cluster.coordinator, 'items', { granted: false });
-    // Both queues have one of ours in front of whoever comes: neither may keep them.
+    // In both queues a session of the hold is in front of every new client: neither may keep its place.
     await reader.query('SELECT FROM items WHERE id = $1', [keyOf(1)]);
     await client.query(NOTE, [keyOf(1)]);
     await reader.query('COMMIT');

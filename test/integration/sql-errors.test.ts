@@ -59,7 +59,7 @@ describe('row M: SQL fails in the middle of a task', () => {
       const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
       await waitFor('a few attempts', async () => (await h.task(after)).attempt >= 3);
       expect(await primaryAddress(h, 1)).toEqual(subject.node);
-      await mend();
+      await repair();
       expect(await h.ended(after)).toMatchObject({ status: 'done', reason: null });
       expect(await primaryAddress(h, 1)).toEqual(subject.next);
       await subject.settled();
@@ -84,7 +84,7 @@ describe('row M: SQL fails in the middle of a task', () => {
           expect(await h.holds()).toBe(1);
         }
         expect(await primaryAddress(h, 1)).toEqual(subject.node);
-        await mend();
+        await repair();
         expect(await h.ended(after)).toMatchObject({ status: 'done', reason: null });
         expect((await h.task(demote.id)).status).toBe(place === 'commit' ? 'rolled_back' : 'done');
         await subject.settled();
@@ -100,7 +100,7 @@ describe('row M: SQL fails in the middle of a task', () => {
         reason: `fault at ${place} (SQLSTATE 23514)`,
         attempt: 1,
       });
-      await mend();
+      await repair();
       await subject.settled();
       expect(await primaryAddress(h, 1)).toEqual(subject.node);
     });
@@ -110,7 +110,7 @@ describe('row M: SQL fails in the middle of a task', () => {
       await strike(place, '40P01');
       const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
       await waitFor('a few attempts', async () => (await h.task(after)).attempt >= 3);
-      await mend();
+      await repair();
       expect((await h.ended(after)).status).toBe('done');
       await subject.settled();
     });
@@ -175,7 +175,7 @@ describe('row M: SQL fails in the middle of a task', () => {
     await h.db.query('INSERT INTO fault.code VALUES ($1, $2)', [place, sqlstate]);
   }
 
-  async function mend(): Promise<void> {
+  async function repair(): Promise<void> {
     await h.db.query('TRUNCATE fault.code');
   }
 

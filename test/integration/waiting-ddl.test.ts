@@ -62,7 +62,7 @@ describe.skipIf(!hasCitus)('a statement that locks a whole table while group 1 i
     expect(after.status).toBe('done');
   }
 
-  /** Waits until some session of a client, or one that works for it, waits for a table of ours. */
+  /** Waits until a session of a client, or one that works for it, waits for a table or a shard. */
   async function waitsSomewhere(answer: Promise<unknown>): Promise<void> {
     const servers = h.cluster.groups.map(({ primary }) => primary);
     const waits = waitFor('the statement to wait', async () => {

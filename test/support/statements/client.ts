@@ -84,7 +84,7 @@ function failure(error: unknown): Answer {
 
 const WHO = 'SELECT pg_backend_pid() AS pid, citus_backend_gpid()::text AS gpid';
 
-/** Its sessions on this server, and whoever they wait for, directly or through others. */
+/** Its sessions on this server, and the sessions that they wait for, directly or through others. */
 const WAITS_FOR = `
   WITH RECURSIVE waited_for (pid) AS (
     SELECT unnest(pg_blocking_pids(a.pid))

@@ -4,6 +4,8 @@ import { linkSignals } from '../../../linked-signal.js';
 import {
   BlockingSessions,
   describeBlocker,
+  keyOf,
+  nameSession,
   type Blocker,
 } from '../../../locks/blocking-sessions.js';
 import { decide, outsideMs, patienceOf } from '../../../locks/decisions.js';
@@ -193,7 +195,7 @@ export class GroupPause {
   }
 
   async #leaveQueues(): Promise<void> {
-    await Promise.all(this.#all.filter((one) => !one.isLeftOut).map((one) => one.leaveQueue()));
+    await Promise.all(this.#all.filter((one) => !one.isLeftOut()).map((one) => one.leaveQueue()));
   }
 
   async #waitOutside(blockers: readonly Vertex[], signal: AbortSignal): Promise<void> {
@@ -250,11 +252,7 @@ export class GroupPause {
   #nameBlockers(long: readonly Vertex[]): string {
     const named = long.flatMap((vertex) => this.#blocking.blocker(vertex) ?? []);
     if (named.length === 0) return 'sessions that wait for another hold had a conflicting lock';
-    const names = named.map(({ pid, user, application }) =>
-      pid === 0
-        ? 'a prepared transaction'
-        : `pid ${pid} (user ${user}, application ${application || 'unnamed'})`,
-    );
+    const names = named.map((one) => (one.pid === 0 ? 'a prepared transaction' : nameSession(one)));
     return `${names.join(', ')} had a conflicting lock`;
   }
 
@@ -286,23 +284,14 @@ export class GroupPause {
     const blockedMs = Math.round(now - this.#blocking.since(vertex));
     const isEnded = await this.#blocking.terminate(vertex).catch(() => false);
     if (!isEnded || blocker === undefined) return;
-    const { server, pid, user, application } = blocker;
-    // pid is the controller's own in every line of the log.
-    const fields = { server: server.name, sessionPid: pid, user, application, blockedMs };
+    const fields = { ...fieldsOf(blocker), blockedMs };
     this.#options.logger.warn(fields, 'ended a session that blocked a hold for the cooldown');
   }
 
   #sayCancelled(blocker: Blocker): void {
-    const { server, pid, user, application, maintenance } = blocker;
+    const { server, pid, user, maintenance } = blocker;
     const blockedMs = Math.round(performance.now() - this.#blocking.directSince(blocker));
-    const fields = {
-      server: server.name,
-      sessionPid: pid,
-      user,
-      application,
-      maintenance,
-      blockedMs,
-    };
+    const fields = { ...fieldsOf(blocker), maintenance, blockedMs };
     this.#options.logger.warn(fields, 'cancelled a maintenance command that blocked a hold');
     this.#cancelled.push(
       `${maintenance ?? 'maintenance'} of pid ${pid} (user ${user}) on ${server.name} was cancelled`,
@@ -311,12 +300,14 @@ export class GroupPause {
 
   /** Such a session, or a prepared transaction, blocks the hold until its timeout. */
   #sayMayNotEnd(blockers: readonly Blocker[]): void {
-    for (const { server, pid, user, application, transaction, mayEnd } of blockers) {
-      const id = `${server.key}:${pid} ${transaction}`;
-      if (mayEnd || pid === 0 || this.#unendable.has(id)) continue;
-      this.#unendable.add(id);
-      const fields = { server: server.name, sessionPid: pid, user, application };
-      this.#options.logger.warn(fields, 'this role may not end a session that blocks a hold');
+    for (const blocker of blockers) {
+      const key = keyOf(blocker);
+      if (blocker.mayEnd || blocker.pid === 0 || this.#unendable.has(key)) continue;
+      this.#unendable.add(key);
+      this.#options.logger.warn(
+        fieldsOf(blocker),
+        'this role may not end a session that blocks a hold',
+      );
     }
   }
 
@@ -352,12 +343,17 @@ export class GroupPause {
 
   /** The hold may last so many milliseconds from now. */
   extend(remainingMs: number): void {
-    for (const pause of this.#all) if (!pause.isLeftOut) pause.extend(remainingMs);
+    for (const pause of this.#all) if (!pause.isLeftOut()) pause.extend(remainingMs);
   }
 
   async release(): Promise<void> {
     await Promise.all(this.#all.map((pause) => pause.release()));
   }
+}
+
+/** For the log. pid is the controller's own in every line of it. */
+function fieldsOf({ server, pid, user, application }: Blocker): Record<string, unknown> {
+  return { server: server.name, sessionPid: pid, user, application };
 }
 
 async function leaveOutLate(
@@ -366,7 +362,7 @@ async function leaveOutLate(
   late: Promise<void>,
   signal: AbortSignal,
 ): Promise<void> {
-  if (pause.isLeftOut) return;
+  if (pause.isLeftOut()) return;
   const done = new AbortController();
   const over = linkSignals([done.signal, signal]);
   try {

@@ -1,21 +1,26 @@
 import type { DatabaseStateError } from '../../../errors.js';
 import type { BlockingSessions } from '../../../locks/blocking-sessions.js';
 import type { NodeState, WaitedLock } from '../../../locks/decisions.js';
-import { tableLocks, type Lock } from '../../../locks/lock.js';
+import type { Lock } from '../../../locks/lock.js';
 import type { LockOwner, LockSession } from '../../../locks/lock-session.js';
-import { inTime, type LockHolder } from '../../../locks/lock-table.js';
+import { inTime, QUEUES, type LockHolder } from '../../../locks/lock-table.js';
 import type { Vertex } from '../../../locks/wait-graph.js';
 import type { Transaction } from '../../../postgres/transaction.js';
 import type { Pause } from '../../../tasks/task.js';
 import { within } from '../../../within.js';
 import type { PauseNode } from './node.js';
 import { NodeTargets } from './node-targets.js';
-import { isGone, notLockable, shardLocks, type Targets } from './targets.js';
+import {
+  isGone,
+  notLockable,
+  shardLocks,
+  wantedTables,
+  type Targets,
+  type WantedTables,
+} from './targets.js';
 
 /** How soon a free lock is there, in milliseconds; a busy server may take longer. */
 const AT_ONCE_MS = 5;
-/** Sessions that a hold opens where other sessions are sure to block it. */
-const BUSY_SESSIONS = 4;
 /** A table or shard may be dropped between the read and the lock; so often the list is read again. */
 const GONE_TRIES = 3;
 /** So long it may take to lock again what was lost, in milliseconds. */
@@ -52,12 +57,8 @@ export interface NodePauseOptions {
   readonly onRegained: (pause: NodePause, error?: Error) => void;
 }
 
-/** The locks of a hold on one node, by what they are for; see WaitedLock. */
-interface Wanted {
-  readonly reads: readonly Lock[];
-  /** On tables. */
-  readonly writes: readonly Lock[];
-  readonly drain: readonly Lock[];
+/** The locks of a hold on one node, by what they are for. */
+interface Wanted extends WantedTables {
   /** On shards: no other hold shares them. */
   readonly own: readonly Lock[];
 }
@@ -77,7 +78,7 @@ export class NodePause implements LockOwner {
   readonly #holder: LockHolder;
   readonly #targets: NodeTargets;
   readonly #over = new AbortController();
-  /** On the coordinator, the session of the group: what no other hold shares is locked there. */
+  /** On the coordinator, the session of the group, which commits the change: what no other hold shares is locked there. */
   readonly #group: LockSession | undefined;
   #wanted = NOTHING;
   /** Whether the shards are needed, or only tell which sessions write to the group. */
@@ -109,11 +110,6 @@ export class NodePause implements LockOwner {
     this.#group = group && node.locks.adopt(group.transaction, this);
   }
 
-  /** Whether the change will be committed in its own session. */
-  get #commits(): boolean {
-    return this.#options.group !== undefined;
-  }
-
   /** The session of the locks that no other hold shares; undefined until it is opened. */
   get #own(): LockSession | undefined {
     return this.#group ?? this.#holder.reserved;
@@ -129,15 +125,11 @@ export class NodePause implements LockOwner {
 
   /** True while what was taken pauses statements. */
   get isHolding(): boolean {
-    return this.#isKept && !this.#over.signal.aborted;
+    return this.#isKept && !this.isLeftOut();
   }
 
-  get isLeftOut(): boolean {
-    return this.#over.signal.aborted;
-  }
-
-  /** A function: it may be left out while it waits. */
-  #isOver(): boolean {
+  /** A function: it may be left out while its caller waits. */
+  isLeftOut(): boolean {
     return this.#over.signal.aborted;
   }
 
@@ -165,7 +157,7 @@ export class NodePause implements LockOwner {
 
   /** True when it has all that it needs at this moment, or has been left out. */
   get isComplete(): boolean {
-    if (this.isLeftOut) return true;
+    if (this.isLeftOut()) return true;
     return !this.#mustPlan && this.#hasTables && (!this.#needsOwn || this.#hasOwn);
   }
 
@@ -180,7 +172,7 @@ export class NodePause implements LockOwner {
   /** Opens the sessions that it will need, and reads what is to be locked. */
   async prepare(): Promise<void> {
     const { pause, planned } = this.#order;
-    const reserving = this.#commits || pause === 'all' ? undefined : this.#holder.reserve();
+    const reserving = this.#group || pause === 'all' ? undefined : this.#holder.reserve();
     // It may fail before it is waited for.
     reserving?.catch(() => undefined);
     if (planned) {
@@ -188,7 +180,8 @@ export class NodePause implements LockOwner {
       const needed = pause === 'all' ? tables : this.#options.group?.coversShared ? [] : shared;
       await Promise.all([reserving, needed.length > 0 ? this.#holder.open(1) : undefined]);
     } else {
-      await Promise.all([reserving, this.#targets.guess(), this.#holder.open(BUSY_SESSIONS)]);
+      // Other sessions are sure to block it.
+      await Promise.all([reserving, this.#targets.guess(), this.#holder.open(QUEUES)]);
     }
   }
 
@@ -204,10 +197,10 @@ export class NodePause implements LockOwner {
     for (let attempt = 1; ; attempt += 1) {
       try {
         do await this.#takeAll(signal);
-        while (!this.#isOver() && !(await this.#isCurrent()));
+        while (!this.isLeftOut() && !(await this.#isCurrent()));
         return;
       } catch (error) {
-        if (this.#isOver()) return;
+        if (this.isLeftOut()) return;
         signal.throwIfAborted();
         // A list that was remembered may name what is another owner's by now.
         if (attempt === GONE_TRIES || !(isGone(error) || this.#targets.isGuess)) throw error;
@@ -228,7 +221,7 @@ export class NodePause implements LockOwner {
   }
 
   async #takeAll(signal: AbortSignal): Promise<void> {
-    if (this.#isOver()) return;
+    if (this.isLeftOut()) return;
     this.#mustPlan = false;
     const { planned } = this.#order;
     await this.#plan();
@@ -251,7 +244,8 @@ export class NodePause implements LockOwner {
       );
     }
     if (this.#isOutdated()) return;
-    this.#needsOwn = this.#commits || this.#order.pause === 'writes' || this.#renounced.size > 0;
+    this.#needsOwn =
+      this.#group !== undefined || this.#order.pause === 'writes' || this.#renounced.size > 0;
     // Where a table cannot be had, the shards tell whether its blockers write to the group.
     if (this.#needsOwn || !this.#hasTables) await this.#takeOwn(own);
     await this.#until(() => this.isComplete, signal);
@@ -273,28 +267,12 @@ export class NodePause implements LockOwner {
     if (refusal && pause === 'all') this.#refusal = `only writes are paused: ${refusal.message}`;
     lockSpace.claim(this, targets.shards.length);
     const before = this.#wanted;
+    const forReads = (table: string): boolean => pause === 'all' && !this.#renounced.has(table);
     const own = group?.locksFor(targets) ?? shardLocks(groupid, targets.shards);
-    this.#wanted = mayNotLock ? { ...NOTHING, own } : { ...this.#tablesOf(targets), own };
+    const coversShared = group?.coversShared === true;
+    const tables = mayNotLock ? NOTHING : wantedTables(targets, forReads, coversShared);
+    this.#wanted = { ...tables, own };
     await this.#releaseUnwanted(before);
-  }
-
-  /** All but the tables whose reads are renounced are locked for reads; without reads, for writes. */
-  #tablesOf({ tables, shared }: Targets): Omit<Wanted, 'own'> {
-    const forReads = (table: string): boolean =>
-      this.#order.pause === 'all' && !this.#renounced.has(table);
-    const forWrites = this.#options.group?.coversShared ? [] : shared;
-    const [kept, rest] = [new Set(forWrites), tables.filter((table) => !forReads(table))];
-    return {
-      reads: tableLocks(tables.filter(forReads), 'ACCESS EXCLUSIVE'),
-      writes: tableLocks(
-        rest.filter((table) => kept.has(table)),
-        'EXCLUSIVE',
-      ),
-      drain: tableLocks(
-        rest.filter((table) => !kept.has(table)),
-        'EXCLUSIVE',
-      ),
-    };
   }
 
   #refusalOf(targets: Targets): DatabaseStateError | undefined {
@@ -308,7 +286,7 @@ export class NodePause implements LockOwner {
     const gone = allOf(before).filter(({ key }) => !wanted.has(key));
     for (const { key } of gone) this.#stuck.delete(key);
     if (gone.length === 0) return;
-    await Promise.all([this.#holder.release(gone), this.#own && inTime(this.#own.release())]);
+    await Promise.all([this.#holder.release(gone), this.#releaseGroup()]);
   }
 
   /** Without a place in the queue where the shards are not free: then the tables are locked first. */
@@ -335,15 +313,20 @@ export class NodePause implements LockOwner {
 
   async #releaseOwn(): Promise<void> {
     this.#isOwnAsked = false;
-    if (!this.#commits) await this.#holder.release(this.#wanted.own);
-    if (this.#own) await inTime(this.#own.release());
+    if (this.#group) await this.#releaseGroup();
+    else await this.#holder.release(this.#wanted.own);
+  }
+
+  /** The table releases in its own sessions; that of the group is known to this hold alone. */
+  async #releaseGroup(): Promise<void> {
+    if (this.#group) await inTime(this.#group.release());
   }
 
   async #until(test: () => boolean, signal: AbortSignal): Promise<void> {
     const { condition } = this.node.locks;
     while (!test() && !this.#mustPlan) {
       signal.throwIfAborted();
-      if (this.isLeftOut) return;
+      if (this.isLeftOut()) return;
       const failure = this.#holder.failure ?? this.#group?.failure;
       if (failure) throw failure;
       await condition.changed();
@@ -352,7 +335,7 @@ export class NodePause implements LockOwner {
 
   /** What it waits for; see `decide`. To be called after each look at the servers. */
   see(patienceMs: number): NodeState<Vertex, NodeLock> {
-    if (this.isLeftOut) return { waited: [], hasWrites: true };
+    if (this.isLeftOut()) return { waited: [], hasWrites: true };
     this.#findStuck(patienceMs);
     const { reads, writes, drain, own } = this.#wanted;
     const state = (need: NodeLock['need'], locks: readonly Lock[]): NodeLock[] =>
@@ -425,15 +408,12 @@ export class NodePause implements LockOwner {
   async leaveQueue(): Promise<void> {
     this.#isOwnAsked = false;
     this.#stuck.clear();
-    await Promise.all([
-      inTime(this.#holder.releaseAll()),
-      this.#own && !this.#own.isOver ? inTime(this.#own.release()) : undefined,
-    ]);
+    await Promise.all([this.#holder.releaseAll(), this.#releaseGroup()]);
   }
 
   /** Nothing is yielded from now on; statements that only the drain made wait go on. */
   keep(): void {
-    if (this.isLeftOut) return;
+    if (this.isLeftOut()) return;
     this.#yields = this.yields;
     this.#isKept = true;
     this.#holder.keep();
@@ -451,7 +431,7 @@ export class NodePause implements LockOwner {
   }
 
   #lose(): void {
-    if (!this.#isKept || this.#regaining || this.isLeftOut) return;
+    if (!this.#isKept || this.#regaining || this.isLeftOut()) return;
     this.#options.onLost(this);
     this.#regaining = this.#regain().finally(() => (this.#regaining = undefined));
   }
@@ -467,10 +447,10 @@ export class NodePause implements LockOwner {
       const isBack = await within(REGAIN_MS, regained, false);
       if (!isBack) throw new Error(`its locks were not free again within ${REGAIN_MS / 1_000} s`);
       this.#holder.keep();
-      if (!this.#isOver()) this.#options.onRegained(this);
+      if (!this.isLeftOut()) this.#options.onRegained(this);
     } catch (error) {
       const failure = error instanceof Error ? error : new Error(String(error));
-      if (!this.#isOver()) this.#options.onRegained(this, failure);
+      if (!this.isLeftOut()) this.#options.onRegained(this, failure);
     }
   }
 
@@ -492,7 +472,7 @@ export class NodePause implements LockOwner {
 
   /** The hold goes on without this node. */
   async leaveOut(why: string): Promise<void> {
-    if (this.isLeftOut) return;
+    if (this.isLeftOut()) return;
     this.#leftOut = `what enters through ${this.node.server.name} does not wait: ${why}`;
     await this.release();
   }

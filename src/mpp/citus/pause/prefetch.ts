@@ -1,11 +1,9 @@
-import type { LockHolder } from '../../../locks/lock-table.js';
+import { QUEUES, type LockHolder } from '../../../locks/lock-table.js';
 import type { LikelyPause, Prefetch } from '../../abstract.js';
 import type { PauseNode, PrimaryRow } from './node.js';
 
 /** A transaction that is shared with a hold must not be bounded by less than the hold needs. */
 const LONGER_MS = 1_000;
-/** Sessions to open on each node: those that a hold uses where it has to queue. */
-const SESSIONS = 4;
 
 /** The sessions and reads of a hold that may come to be. */
 export class Prefetched implements Prefetch {
@@ -50,6 +48,6 @@ export class Prefetched implements Prefetch {
       onFailure: () => undefined,
     });
     this.#holders.push(holder);
-    holder.open(SESSIONS).catch(() => undefined);
+    holder.open(QUEUES).catch(() => undefined);
   }
 }

@@ -1,5 +1,5 @@
 import type { Pool, QueryConfig } from 'pg';
-import { bundlesOf, otherLock, type Lock } from '../../../locks/lock.js';
+import { bundlesOf, otherLock, tableLocks, type Lock } from '../../../locks/lock.js';
 import { DatabaseStateError } from '../../../errors.js';
 import { queryAgain } from '../../../postgres/again.js';
 import { sqlState } from '../../../postgres/sqlstate.js';
@@ -149,4 +149,31 @@ export function shardLocks(groupid: number, shards: readonly string[]): Lock[] {
       `SELECT pg_catalog.lock_shard_metadata(7, '{${ids.join(',')}}'::pg_catalog.int8[])`,
     ),
   );
+}
+
+/** Locks on the tables of a group, by what they are for; see WaitedLock. */
+export interface WantedTables {
+  readonly reads: readonly Lock[];
+  readonly writes: readonly Lock[];
+  readonly drain: readonly Lock[];
+}
+
+/**
+ * @param forReads whether the reads of a table are to be paused; else its writes are.
+ * @param coversShared whether shards that other groups have, too, are locked in another way
+ */
+export function wantedTables(
+  { tables, shared }: Targets,
+  forReads: (table: string) => boolean,
+  coversShared: boolean,
+): WantedTables {
+  const kept = new Set(coversShared ? [] : shared);
+  const rest = tables.filter((table) => !forReads(table));
+  const writes = rest.filter((table) => kept.has(table));
+  const drain = rest.filter((table) => !kept.has(table));
+  return {
+    reads: tableLocks(tables.filter(forReads), 'ACCESS EXCLUSIVE'),
+    writes: tableLocks(writes, 'EXCLUSIVE'),
+    drain: tableLocks(drain, 'EXCLUSIVE'),
+  };
 }
