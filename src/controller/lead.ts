@@ -199,11 +199,12 @@ export class Lead {
   async #prewarm(): Promise<void> {
     const { kept } = this.#options.sessions;
     const { traffic, sessions, db } = this.#parts;
+    await traffic.prewarm(db);
+    // Last: a task that runs by now has opened one, which is the one to keep.
     const filling = fill(sessions, kept.groups, (client) => client.query('SELECT'));
     await filling.catch((error: unknown) => {
       this.#logger.debug({ err: error }, 'no session was opened ahead');
     });
-    await traffic.prewarm(db);
   }
 
   /**

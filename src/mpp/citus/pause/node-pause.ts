@@ -78,7 +78,7 @@ export class NodePause implements LockOwner {
   readonly #holder: LockHolder;
   readonly #targets: NodeTargets;
   readonly #over = new AbortController();
-  /** On the coordinator, the session of the group, which commits the change: what no other hold shares is locked there. */
+  /** On the coordinator, the session that commits the change: it locks what no other hold shares. */
   readonly #group: LockSession | undefined;
   #wanted = NOTHING;
   /** Whether the shards are needed, or only tell which sessions write to the group. */
