@@ -10,6 +10,13 @@ export interface ChangeWatchOptions {
   readonly read: (overdue: readonly string[]) => Promise<readonly ChangeBlocker[]>;
   /** Cancels the statement that waits. */
   readonly interrupt: () => Promise<void>;
+  /**
+   * Reads which processes wait for the hold of this change, on other nodes. Such a statement, mostly DDL on its
+   * way through the nodes, can go on only after the change that it blocks.
+   */
+  readonly waitersForHold: () => Promise<ReadonlySet<number>>;
+  /** Cancels the statement of a process that waits for the hold and blocks its change. */
+  readonly cancel: (blocker: ChangeBlocker) => Promise<void>;
   /** How long a session may block the change before it is terminated, in milliseconds. */
   readonly cooldownMs: number;
   /** Called with a sentence when what blocks the change for a second is not what it was. */
@@ -50,6 +57,11 @@ export function judgeBlockers(
     long: blockers.filter((blocker) => blockedMs(blocker) >= TOLD_AFTER_MS),
     forced: isForced ? overdue : [],
   };
+}
+
+/** Whether a blocker waits for the change itself: it would stay until it is ended. */
+function isCircular({ kind, mayEnd, pid }: ChangeBlocker, waiters: ReadonlySet<number>): boolean {
+  return kind === 'session' && mayEnd && waiters.has(pid);
 }
 
 /** Watches a change of the catalog that may have to wait for locks, until `stop`. */
@@ -98,9 +110,12 @@ export class ChangeWatch {
   }
 
   async #look(signal: AbortSignal): Promise<void> {
-    const { read, interrupt, cooldownMs, onEnded } = this.#options;
+    const { read, interrupt, waitersForHold, cancel, cooldownMs, onEnded } = this.#options;
     try {
-      const blockers = await read(this.#overdue);
+      const [blockers, waiters] = await Promise.all([
+        read(this.#overdue),
+        waitersForHold().catch(() => new Set<number>()),
+      ]);
       const now = performance.now();
       for (const blocker of blockers.filter(({ ended }) => ended)) {
         onEnded(blocker, now - (this.#since.get(blocker.key) ?? now));
@@ -111,6 +126,7 @@ export class ChangeWatch {
       this.#since = judgement.since;
       this.#overdue = judgement.overdue;
       this.#tell(judgement.long, now);
+      await Promise.all(rest.filter((one) => isCircular(one, waiters)).map(cancel));
       if (this.#isForcing) {
         if (rest.some(({ kind }) => kind !== 'session')) await interrupt();
       } else if (judgement.forced.length > 0 && this.#forced.length === 0) {

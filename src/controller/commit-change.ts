@@ -306,7 +306,14 @@ function watchChange(place: Workplace, work: Work): ChangeWatch {
   const handler = place.handler();
   return new ChangeWatch({
     read: (overdue) => handler.changeBlockers(place.db, pid, overdue),
-    interrupt: () => handler.interruptChange(place.db, pid),
+    interrupt: () => handler.cancelStatement(place.db, pid),
+    waitersForHold: () => work.hold?.pausing?.waiters() ?? Promise.resolve(new Set()),
+    cancel: async (blocker) => {
+      await handler.cancelStatement(place.db, blocker.pid);
+      work.log.warn(
+        `cancelled the statement of ${blocker.described}, which waited for this hold and blocked its change of pg_dist_node`,
+      );
+    },
     cooldownMs: work.task.cooldownMs,
     onBlocked: (sentence) => tellWaiting(place, work, sentence),
     onEnded: ({ described }, blockedMs) => {

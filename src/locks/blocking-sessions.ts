@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Sightings } from './decisions.js';
 import type { LockSession } from './lock-session.js';
 import type { BlockingSession, Server } from './server.js';
-import type { Vertex, WaitGraph } from './wait-graph.js';
+import { partsOf, type Vertex, type WaitGraph } from './wait-graph.js';
 import type { Watch } from './watch.js';
 
 /** A blocker that was not seen for so long has gone on meanwhile, in milliseconds; a busy server is slow. */
@@ -200,8 +200,7 @@ export class BlockingSessions {
     for (const vertex of long.filter((one) => !isKnown(one))) {
       const server = this.#options.watch.serverOf(vertex);
       if (server === undefined || this.#describing.has(server)) continue;
-      const pid = Number(vertex.slice(vertex.lastIndexOf(':') + 1));
-      unknown.set(server, (unknown.get(server) ?? new Set()).add(pid));
+      unknown.set(server, (unknown.get(server) ?? new Set()).add(partsOf(vertex).pid));
     }
     for (const [server, pids] of unknown) {
       const here = waiting.filter((session) => session.server === server);

@@ -1,6 +1,6 @@
 import type { Pool } from 'pg';
 import { queryAgain, queryOnce } from '../postgres/again.js';
-import { vertexOf, type Edge, type Vertex } from './wait-graph.js';
+import { partsOf, vertexOf, type Edge, type Vertex } from './wait-graph.js';
 
 /** A session, or a prepared transaction (pid 0), that blocks a lock. */
 export interface BlockingSession {
@@ -52,6 +52,12 @@ export class Server {
 
   vertexOf(pid: number): Vertex {
     return vertexOf(this.key, pid);
+  }
+
+  /** @returns the process of a vertex; undefined where that is on another server. */
+  pidOf(vertex: Vertex): number | undefined {
+    const { key, pid } = partsOf(vertex);
+    return key === this.key ? pid : undefined;
   }
 
   /**
@@ -111,7 +117,7 @@ export class Server {
     return rows[0]?.blocked ?? false;
   }
 
-  /** Whether a process blocks one that waits for a lock which only DDL needs: not a read nor a write. */
+  /** Whether a process blocks DDL: a statement that says so, or that waits for a lock which no read or write needs. */
   async isBlockingDdl(pids: readonly number[]): Promise<boolean> {
     const query = { name: 'mpp-is-blocking-ddl', text: IS_BLOCKING_DDL, values: [pids] };
     const { rows } = await queryAgain<{ blocking: boolean }>(this.#watch, query);
@@ -227,14 +233,19 @@ const BLOCKS = `
 
 const IS_BLOCKED = 'SELECT cardinality(pg_blocking_pids($1::integer)) > 0 AS blocked';
 
+/** Citus looks at a table that is to be dropped with the lock of a read. */
+const DDL = '^\\s*(ALTER|CREATE|DROP|GRANT|REVOKE|COMMENT|SECURITY)\\M';
+
 /** Once for each hold that ends: it copies the lock table. */
 const IS_BLOCKING_DDL = `
   SELECT EXISTS (
     SELECT
     FROM pg_locks AS w
+    JOIN pg_stat_get_activity(w.pid) AS s ON true
     WHERE w.locktype = 'relation' AND NOT w.granted
       AND w.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-      AND w.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
+      AND (w.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
+        OR s.query ~* '${DDL}')
       AND pg_blocking_pids(w.pid) && $1::integer[]) AS blocking`;
 
 /** Citus has another function of this name, for the processes of all nodes. */

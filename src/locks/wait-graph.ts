@@ -30,6 +30,25 @@ export function vertexOf(server: string, pid: number): Vertex {
   return `${server}:${pid}`;
 }
 
+export function partsOf(vertex: Vertex): { key: string; pid: number } {
+  const colon = vertex.lastIndexOf(':');
+  return { key: vertex.slice(0, colon), pid: Number(vertex.slice(colon + 1)) };
+}
+
+/** All that wait for one of these blockers, directly or through others. */
+export function waitersOf(blockers: Iterable<Vertex>, edges: readonly Edge[]): Set<Vertex> {
+  const waiters = new Set<Vertex>();
+  const open = [...blockers];
+  for (let vertex = open.pop(); vertex !== undefined; vertex = open.pop()) {
+    for (const { waiter, blocker } of edges) {
+      if (blocker !== vertex || waiters.has(waiter)) continue;
+      waiters.add(waiter);
+      open.push(waiter);
+    }
+  }
+  return waiters;
+}
+
 /** Who waits for whom, as last seen on all servers. Immutable; decides nothing by itself. */
 export class WaitGraph {
   readonly #edges = new Map<Vertex, Edge[]>();

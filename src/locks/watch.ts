@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { SessionLostError } from '../errors.js';
 import type { LockSession } from './lock-session.js';
 import type { Server } from './server.js';
-import { WaitGraph, type Edge, type OwnSession, type Vertex } from './wait-graph.js';
+import { partsOf, WaitGraph, type Edge, type OwnSession, type Vertex } from './wait-graph.js';
 
 /** A lock that is free is granted within a moment; a server is not asked before, in milliseconds. */
 const UNWATCHED_MS = 1;
@@ -66,7 +66,7 @@ export class Watch {
 
   /** The server of a vertex, as far as it is known. */
   serverOf(vertex: Vertex): Server | undefined {
-    const key = vertex.slice(0, vertex.lastIndexOf(':'));
+    const { key } = partsOf(vertex);
     return [...this.#servers].find((server) => server.key === key);
   }
 

@@ -123,6 +123,8 @@ export interface Pausing {
   readonly reason: string | null;
   /** Resolves once locks that were lost meanwhile are there again, or `reason` says that they are not. */
   whole(): Promise<void>;
+  /** Processes of the coordinator whose statements wait for it on other nodes, and so for its end. */
+  waiters(): Promise<ReadonlySet<number>>;
   readonly strategy: string;
   /** True when nobody else can change the catalog's rows until it ends. */
   readonly locksNodes: boolean;
@@ -178,6 +180,8 @@ export type AskNode = () => Promise<NodeAnswer>;
 export interface ChangeBlocker {
   /** Names its transaction. */
   readonly key: string;
+  /** Its server process; 0 for a prepared transaction. */
+  readonly pid: number;
   /**
    * - `session`: it may be terminated once it has blocked the change for the cooldown.
    * - `block`: it keeps all changes of the catalog away on purpose, as a backup does; waited for.
@@ -314,5 +318,5 @@ export interface AbstractMPPHandler {
   ): Promise<readonly ChangeBlocker[]>;
 
   /** Cancels the statement that the session of process `pid` runs. */
-  interruptChange(db: Queryable, pid: number): Promise<void>;
+  cancelStatement(db: Queryable, pid: number): Promise<void>;
 }

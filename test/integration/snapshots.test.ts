@@ -86,6 +86,7 @@ describe('the snapshots of a hold', () => {
 
     /** Starts to build an index, which waits on group 2 for a snapshot that a session there has. */
     async function beginBuild(): Promise<{
+      builder: Actor;
       build: Promise<unknown>;
       goOn: () => Promise<unknown>;
     }> {
@@ -102,7 +103,20 @@ describe('the snapshots of a hold', () => {
           return rows.length > 0;
         }),
       );
-      return { build: answer, goOn: () => old.query('COMMIT') };
+      return { builder, build: answer, goOn: () => old.query('COMMIT') };
+    }
+
+    /** Returns once a statement waits for a hold on a worker. */
+    async function waitsOnWorker({ pid }: Actor): Promise<void> {
+      await waitFor('the statement to wait on a worker', async () => {
+        const workers = h.cluster.groups.slice(1).map(({ primary }) => primary);
+        const counts = await Promise.all(
+          workers.map((server) =>
+            server.withSession(async (db) => (await db.query(WORKS_AND_WAITS, [pid])).rowCount),
+          ),
+        );
+        return counts.some((count) => count !== 0);
+      });
     }
 
     async function expectValidIndex(): Promise<void> {
@@ -113,19 +127,35 @@ describe('the snapshots of a hold', () => {
       }
     }
 
-    it.each(['writes', 'all'] as const)(
-      'that runs when the group is held is left alone and ends with a valid index, with %s',
-      async (pause) => {
-        const { build, goOn } = await beginBuild();
-        await hold(pause);
-        await goOn();
-        const after = await h.request({ event: 'after_promote', groupid: 1, node: subject.next });
-        expect(after.status).toBe('done');
-        await build;
-        expect([...terminated(controller.log), ...cancelled(controller.log)]).toEqual([]);
-        await expectValidIndex();
-      },
-    );
+    async function commit(): Promise<void> {
+      const { next: node } = subject;
+      const report = { event: 'after_promote', groupid: 1, node, cooldown: '10min' } as const;
+      expect((await h.request(report)).status).toBe('done');
+      expect([...terminated(controller.log), ...cancelled(controller.log)]).toEqual([]);
+    }
+
+    it('that runs when the group is held with writes is left alone and ends with a valid index', async () => {
+      const { build, goOn } = await beginBuild();
+      await hold('writes');
+      await goOn();
+      await commit();
+      await build;
+      await expectValidIndex();
+    });
+
+    it('that waits on a node for a hold with all, and blocks its commit, is cancelled at once', async () => {
+      const { builder, build, goOn } = await beginBuild();
+      await hold('all');
+      await goOn();
+      const failed = expect(build).rejects.toMatchObject({ code: '57014' });
+      await waitsOnWorker(builder);
+      await commit();
+      await failed;
+      await controller.logged('what it cancelled', ({ msg }) =>
+        msg.startsWith(`cancelled the statement of pid ${builder.pid} `),
+      );
+      await builder.query('SELECT 1');
+    });
   });
 });
 
@@ -143,6 +173,14 @@ const PINNED = `
 const WAITS_FOR_SNAPSHOT = `
   SELECT FROM pg_locks
   WHERE NOT granted AND locktype = 'virtualxid' AND $1 = ANY (pg_blocking_pids(pid))`;
+
+/** The last ten digits of a global pid are the pid. */
+const WORKS_AND_WAITS = `
+  SELECT
+  FROM pg_stat_activity AS a
+  JOIN pg_stat_activity AS b ON b.pid = ANY (pg_blocking_pids(a.pid))
+  WHERE a.application_name ~ ('^citus_internal gpid=[0-9]+' || lpad($1::integer::text, 10, '0') || '$')
+    AND b.application_name ~ '^mpp-controller (pause|shared locks)'`;
 
 const INDEXES = `
   SELECT i.indisvalid AS valid

@@ -3,7 +3,15 @@ import { ChangeWatch, judgeBlockers } from '../../src/controller/change-watch.js
 import type { ChangeBlocker } from '../../src/mpp/abstract.js';
 
 function blocker(key: string, more: Partial<ChangeBlocker> = {}): ChangeBlocker {
-  return { key, kind: 'session', described: `pid ${key}`, mayEnd: true, ended: false, ...more };
+  return {
+    key,
+    pid: 1,
+    kind: 'session',
+    described: `pid ${key}`,
+    mayEnd: true,
+    ended: false,
+    ...more,
+  };
 }
 
 const COOLDOWN_MS = 5_000;
@@ -61,6 +69,8 @@ describe('the watch of a change', () => {
     const watch = new ChangeWatch({
       read: () => Promise.resolve([blocker(String((looks += 1)))]),
       interrupt: () => Promise.reject(new Error('it was interrupted')),
+      waitersForHold: () => Promise.resolve(new Set()),
+      cancel: () => Promise.resolve(),
       cooldownMs: 0,
       onBlocked: () => undefined,
       onEnded: () => undefined,

@@ -36,6 +36,7 @@ const PAUSING: Pausing = {
   locksNodes: false,
   retarget: () => Promise.resolve(),
   whole: () => Promise.resolve(),
+  waiters: () => Promise.resolve(new Set()),
   expectCommit: () => undefined,
   extend: () => undefined,
 };

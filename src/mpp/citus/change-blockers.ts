@@ -20,12 +20,12 @@ export async function changeBlockers(
   return rows;
 }
 
-/** Ends what a session waits for, not the session. Citus has a function of this name with one parameter more. */
-export async function interruptChange(db: Queryable, pid: number): Promise<void> {
-  await db.query({ name: 'mpp-interrupt-change', text: INTERRUPT, values: [pid] });
+/** Ends the statement of a session, not the session. Citus has a function of this name with one parameter more. */
+export async function cancelStatement(db: Queryable, pid: number): Promise<void> {
+  await db.query({ name: 'mpp-cancel-statement', text: CANCEL, values: [pid] });
 }
 
-const INTERRUPT = 'SELECT pg_catalog.pg_cancel_backend($1::integer)';
+const CANCEL = 'SELECT pg_catalog.pg_cancel_backend($1::integer)';
 
 const WHEN = "'YYYY-MM-DD HH24:MI:SS'";
 
@@ -97,12 +97,12 @@ const CHANGE_BLOCKERS = `
              AS described
     FROM root AS r
   )
-  SELECT n.key, n.kind, n.described, n.may AS "mayEnd",
+  SELECT n.key, n.pid, n.kind, n.described, n.may AS "mayEnd",
          CASE WHEN n.kind = 'session' AND n.may AND n.key = ANY ($2::text[])
            THEN pg_terminate_backend(n.pid) ELSE false END AS ended
   FROM named AS n
   UNION ALL
-  SELECT DISTINCT p.gid, 'prepared',
+  SELECT DISTINCT p.gid, 0, 'prepared',
          format('prepared transaction %L (user %s), prepared since %s UTC'::text, p.gid, p.owner,
            to_char(p.prepared AT TIME ZONE 'UTC', ${WHEN})),
          false, false

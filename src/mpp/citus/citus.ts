@@ -3,7 +3,7 @@ import { DatabaseStateError } from '../../errors.js';
 import type { Connection } from '../../postgres/session.js';
 import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
 import { bootstrap } from './bootstrap.js';
-import { changeBlockers, interruptChange } from './change-blockers.js';
+import { changeBlockers, cancelStatement } from './change-blockers.js';
 import { validateConfig } from './config.js';
 import {
   COORDINATOR_ADDRESS,
@@ -162,7 +162,7 @@ function createHandler(
     plan: planTransition,
     apply: applyStep,
     changeBlockers,
-    interruptChange,
+    cancelStatement,
     missingRights,
     adviseSettings: adviseSyncInterval,
   };

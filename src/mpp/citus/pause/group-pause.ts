@@ -10,7 +10,7 @@ import {
 } from '../../../locks/blocking-sessions.js';
 import { decide, outsideMs, patienceOf } from '../../../locks/decisions.js';
 import { inTime } from '../../../locks/lock-table.js';
-import type { Vertex, WaitGraph } from '../../../locks/wait-graph.js';
+import { waitersOf, type Vertex, type WaitGraph } from '../../../locks/wait-graph.js';
 import type { Watch } from '../../../locks/watch.js';
 import type { Logger } from '../../../observe/logger.js';
 import { errorText } from '../../../postgres/session.js';
@@ -334,6 +334,23 @@ export class GroupPause {
     else void pause.leaveOut(why);
     const { reason } = this;
     if (reason !== null) request.onReason(reason);
+  }
+
+  /**
+   * Sessions of the coordinator whose statements wait, on other nodes, for what this hold keeps there. What they
+   * have locked is free again only after the hold.
+   */
+  async waiters(): Promise<ReadonlySet<number>> {
+    const { server } = this.main.node;
+    const found = await Promise.all(
+      this.sides
+        .filter(({ pause }) => pause.isHolding)
+        .map(async ({ pause: { node, sessions } }) => {
+          const own = sessions.map(({ pid }) => node.server.vertexOf(pid));
+          return [...waitersOf(own, await node.server.waits())];
+        }),
+    );
+    return new Set(found.flat().flatMap((vertex) => server.pidOf(vertex) ?? []));
   }
 
   /** Resolves once no node pause is taking lost locks again. */

@@ -2,6 +2,7 @@ import { DatabaseStateError, SessionLostError } from '../../../errors.js';
 import { linkSignals } from '../../../linked-signal.js';
 import { Watch } from '../../../locks/watch.js';
 import { errorText } from '../../../postgres/session.js';
+import type { Logger } from '../../../observe/logger.js';
 import type { Queryable } from '../../../postgres/queryable.js';
 import type { Outcome } from '../../../postgres/transaction.js';
 import type {
@@ -93,7 +94,7 @@ export class CitusTraffic implements TrafficControl {
     session.onLost(() => lost.abort(new SessionLostError('the session of the group was lost')));
     const link = linkSignals([request.signal, lost.signal]);
     await group.open(link.signal).finally(() => link.release());
-    const ending = new HoldEnd(coordinator, group);
+    const ending = new HoldEnd(coordinator, group, logger);
     session.onEnd((outcome) => this.#end(ending, outcome));
     const instead = fellBack === null ? null : `held with ${strategy.name}: ${fellBack}`;
     const reasonNow = (): string | null =>
@@ -117,6 +118,7 @@ export class CitusTraffic implements TrafficControl {
         return reasonNow();
       },
       whole: () => group.whole(),
+      waiters: () => group.waiters(),
       strategy: strategy.name,
       locksNodes: strategy.locksNodes,
       retarget: (held, rows, target, ms) =>
@@ -200,11 +202,13 @@ export class CitusTraffic implements TrafficControl {
 class HoldEnd {
   readonly coordinator: PauseNode;
   readonly #group: GroupPause;
+  readonly #logger: Logger;
   #isBlockingDdl: Promise<boolean> | undefined;
 
-  constructor(coordinator: PauseNode, group: GroupPause) {
+  constructor(coordinator: PauseNode, group: GroupPause, logger: Logger) {
     this.coordinator = coordinator;
     this.#group = group;
+    this.#logger = logger;
   }
 
   /** The change is about to be committed. */
@@ -228,7 +232,13 @@ class HoldEnd {
       this.#isBlockingDdl && (await within(DDL_CHECK_MS, this.#isBlockingDdl, false));
     const endMain = async (): Promise<void> => {
       try {
-        if (waitsForDdl) await synced();
+        if (waitsForDdl) {
+          this.#logger.info(
+            { server: main.node.server.name },
+            'DDL waits for tables of a hold: they stay locked here until all nodes have the new row',
+          );
+          await synced();
+        }
       } finally {
         await main.release();
       }
