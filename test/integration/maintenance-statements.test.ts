@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import type { ControllerProcess } from '../support/controller-process.js';
 import { Actor } from '../support/faults/actor.js';
-import { cancelled, terminated } from '../support/faults/hold-log.js';
+import { cancelled, terminated, type Interruption } from '../support/faults/hold-log.js';
 import { waitUntilNothingHeld } from '../support/faults/hold-sessions.js';
 import { releaseGroup } from '../support/faults/release-group.js';
 import { primaryAddress } from '../support/faults/subject.js';
@@ -97,10 +97,15 @@ describe('what blocks a hold of group 1 and is no client', () => {
     }
 
     function expectCancelledEarly({ server, pid }: Actor): void {
-      const [interruption, ...others] = cancelled(controller.log);
-      expect(interruption).toMatchObject({ server: server.address, pid });
-      expect(interruption?.blockedMs).toBeLessThan(COOLDOWN_MS / 2);
-      expect([...others, ...terminated(controller.log)]).toEqual([]);
+      const interruptions = cancelled(controller.log);
+      const isClient = (one: Interruption): boolean =>
+        one.pid === pid && one.server === server.address;
+      expect(interruptions.filter(isClient)).toHaveLength(1);
+      for (const { blockedMs } of interruptions) expect(blockedMs).toBeLessThan(COOLDOWN_MS / 2);
+      // A session of Citus that works for the client on another node may block the hold as well.
+      const others = interruptions.filter((one) => !isClient(one));
+      expect(others.filter(({ application }) => !/^citus_internal/.test(application))).toEqual([]);
+      expect(terminated(controller.log)).toEqual([]);
     }
 
     describe.each([

@@ -5,6 +5,7 @@ export interface Interruption {
   /** The node, as `host:port`. */
   readonly server: string;
   readonly pid: number;
+  readonly application: string;
   /** For how long the session had blocked the hold, in milliseconds. */
   readonly blockedMs: number;
   /** When it was logged, in milliseconds since the epoch. */
@@ -25,6 +26,7 @@ function interruptionOf(line: LogLine): Interruption {
   return {
     server: String(line['server']),
     pid: Number(line['sessionPid']),
+    application: String(line['application']),
     blockedMs: Number(line['blockedMs'] ?? line['waitedMs']),
     at: new Date(line['time'] as string | number).getTime(),
   };

@@ -1,7 +1,7 @@
 import { waitFor } from '../servers/index.js';
 import type { Answer, StatementClient } from './client.js';
 import type { StatementKind, Target } from './kinds.js';
-import { CONTROLLERS, SYNC, type Entry, type Pause, type Stage } from './stage.js';
+import { CONTROLLERS, type Entry, type Pause, type Stage } from './stage.js';
 
 /** What has become of a statement at one point: it waits for a hold, or has its answer. */
 export type Fate = 'waits' | Answer;
@@ -98,8 +98,8 @@ async function afterCommit(stage: Stage, one: Running, entry: Entry): Promise<vo
   const client = lastOf(one);
   await waitFor(`${one.kind.name} to go on, or to be kept`, async () => {
     if (client.answer !== undefined) return true;
-    if (entry === 'coordinator' && !(await stage.coordinatorIsOpen())) return false;
-    return client.waitsFor(stage.primaries, `${CONTROLLERS}|${SYNC}`);
+    if (entry === 'coordinator' && !(await stage.coordinatorIsDone())) return false;
+    return client.waitsFor(stage.primaries, `${CONTROLLERS}|${await stage.syncPattern()}`);
   });
 }
 

@@ -14,9 +14,8 @@ export type Entry = (typeof ENTRIES)[number];
 /** Sessions of controllers, and not those of tests, which are named alike. */
 export const CONTROLLERS = '^mpp-controller (?!test$|observer$)';
 
-/** The application name of what keeps Citus from telling a worker, and that of what is kept by it. */
+/** The application name of the session that keeps Citus from telling a worker of a new row. */
 const SYNC_BLOCKER = 'sync blocker';
-export const SYNC = `^(${SYNC_BLOCKER}|Citus Metadata Sync Daemon)$`;
 
 /** Of group 1, which sorts behind the other nodes: Citus goes by host and port where it locks tables. */
 const OWN_HOST = 'localhost';
@@ -28,6 +27,8 @@ export class Stage {
   readonly #other: GroupKeys;
   #controller: ControllerProcess;
   #used = 0;
+  /** How many lines the controller had logged before the last commit. */
+  #logged = 0;
 
   private constructor(h: Harness, controller: ControllerProcess, own: GroupKeys, other: GroupKeys) {
     this.h = h;
@@ -127,6 +128,7 @@ export class Stage {
   async commitUnsynced(): Promise<() => Promise<void>> {
     const group = this.h.cluster.group(1);
     await group.promoteStandby();
+    this.#logged = this.#controller.log.length;
     const blocker = await StatementClient.connect(this.entry('worker'), SYNC_BLOCKER);
     await blocker.run(['BEGIN', 'LOCK TABLE pg_dist_node IN SHARE MODE']);
     const node = { host: OWN_HOST, port: group.primary.port };
@@ -154,8 +156,20 @@ export class Stage {
     }
   }
 
-  /** True once the coordinator's sessions of holds let reads and writes through. */
-  async coordinatorIsOpen(): Promise<boolean> {
+  /** The application names of the session that blocks the sync, and of those that work for the sync, on any node. */
+  async syncPattern(): Promise<string> {
+    const { rows } = await this.h.db.query<{ gpid: string }>(SYNC_DAEMONS);
+    const gpids = rows.map(({ gpid }) => gpid).join('|') || 'none';
+    return `^(${SYNC_BLOCKER}|Citus Metadata Sync Daemon|citus_[a-z_]+ gpid=(${gpids}))$`;
+  }
+
+  /**
+   * True once the coordinator's sessions of holds let reads and writes through, or the controller has said that
+   * it keeps them waiting for DDL.
+   */
+  async coordinatorIsDone(): Promise<boolean> {
+    if (this.#controller.log.slice(this.#logged).some(({ msg }) => msg.startsWith('DDL waits')))
+      return true;
     const { rowCount } = await this.h.db.query(STRONG_LOCKS, [CONTROLLERS]);
     return rowCount === 0;
   }
@@ -194,6 +208,12 @@ interface GroupKeys {
   readonly keys: readonly number[];
   readonly ofTwoShards: readonly number[];
 }
+
+const SYNC_DAEMONS = `
+  SELECT (n.nodeid * 10000000000 + a.pid)::text AS gpid
+  FROM pg_stat_activity AS a
+  CROSS JOIN pg_dist_node AS n
+  WHERE n.groupid = 0 AND a.application_name = 'Citus Metadata Sync Daemon'`;
 
 const ONE_BY_SHARD = `
   SELECT min(key)::text AS key
