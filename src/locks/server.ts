@@ -117,9 +117,13 @@ export class Server {
     return rows[0]?.blocked ?? false;
   }
 
-  /** Whether a process blocks DDL: a statement that says so, or that waits for a lock which no read or write needs. */
-  async isBlockingDdl(pids: readonly number[]): Promise<boolean> {
-    const query = { name: 'mpp-is-blocking-ddl', text: IS_BLOCKING_DDL, values: [pids] };
+  /**
+   * Whether a process blocks DDL: what waits for a table lock that no read or write needs, or a statement like this.
+   *
+   * @param pattern a regular expression, case-insensitive
+   */
+  async isBlockingDdl(pids: readonly number[], pattern: string): Promise<boolean> {
+    const query = { name: 'mpp-is-blocking-ddl', text: IS_BLOCKING_DDL, values: [pids, pattern] };
     const { rows } = await queryAgain<{ blocking: boolean }>(this.#watch, query);
     return rows[0]?.blocking ?? false;
   }
@@ -233,9 +237,6 @@ const BLOCKS = `
 
 const IS_BLOCKED = 'SELECT cardinality(pg_blocking_pids($1::integer)) > 0 AS blocked';
 
-/** Citus looks at a table that is to be dropped with the lock of a read. */
-const DDL = '^\\s*(ALTER|CREATE|DROP|GRANT|REVOKE|COMMENT|SECURITY)\\M';
-
 /** Once for each hold that ends: it copies the lock table. */
 const IS_BLOCKING_DDL = `
   SELECT EXISTS (
@@ -245,7 +246,7 @@ const IS_BLOCKING_DDL = `
     WHERE w.locktype = 'relation' AND NOT w.granted
       AND w.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
       AND (w.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
-        OR s.query ~* '${DDL}')
+        OR s.query ~* $2)
       AND pg_blocking_pids(w.pid) && $1::integer[]) AS blocking`;
 
 /** Citus has another function of this name, for the processes of all nodes. */

@@ -482,10 +482,10 @@ export class NodePause implements LockOwner {
     this.#refusal = `reads are no longer paused on ${this.node.server.name}: ${why}`;
   }
 
-  /** Whether DDL waits for the tables of the hold. */
-  async isBlockingDdl(): Promise<boolean> {
+  /** Whether DDL waits for the tables of the hold. @param pattern of its text, as a regular expression */
+  async isBlockingDdl(pattern: string): Promise<boolean> {
     const pids = this.#holder.sessions.map(({ pid }) => pid);
-    return pids.length > 0 && (await this.node.server.isBlockingDdl(pids));
+    return pids.length > 0 && (await this.node.server.isBlockingDdl(pids, pattern));
   }
 }
 

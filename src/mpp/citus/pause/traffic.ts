@@ -27,6 +27,10 @@ const SYNC_MOST_MS = 10_000;
 /** How long the end of a hold waits for the answer whether it blocks DDL. */
 const DDL_CHECK_MS = 50;
 
+/** Citus looks at a table that it is to drop, or to refer to, with the lock of a read. */
+const DDL =
+  '^\\s*(ALTER|CREATE|DROP|GRANT|REVOKE|COMMENT)\\M|\\m(create|alter|undistribute)_\\w*table\\w*\\s*\\(';
+
 /** Makes the traffic of groups wait, on every node through which queries can enter. */
 export class CitusTraffic implements TrafficControl {
   readonly #options: TrafficOptions;
@@ -213,7 +217,7 @@ class HoldEnd {
 
   /** The change is about to be committed. */
   expectCommit(): void {
-    this.#isBlockingDdl ??= this.#group.main.isBlockingDdl().catch(() => false);
+    this.#isBlockingDdl ??= this.#group.main.isBlockingDdl(DDL).catch(() => false);
   }
 
   /**
