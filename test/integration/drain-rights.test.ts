@@ -151,7 +151,7 @@ describe('what the role of a controller may do', () => {
     expect(task.reason).toContain(`what enters through ${entry.address} does not wait: `);
     const said = controller?.log.findLast(({ msg }) => msg.includes('traffic waits'));
     expect(said).toMatchObject({
-      msg: 'less traffic waits than was asked for',
+      msg: 'traffic waits; see its reason',
       reason: task.reason,
     });
     const sent = await (await through(h.cluster.coordinator)).sendAndWait(UPDATE, [subject.key]);

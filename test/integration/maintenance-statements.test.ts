@@ -224,7 +224,10 @@ describe('what blocks a hold of group 1 and is no client', () => {
         );
         const id = await demote(pause);
         const reason = await reasonOf(id, `pid ${operator.pid}`);
-        expect(reason).toMatch(/shard move/);
+        expect(reason).toContain(
+          `a shard move of pid ${operator.pid} (public.items, public.notes, from `,
+        );
+        expect(reason).toContain(`pg_cancel_backend(${operator.pid})`);
       },
     );
   });

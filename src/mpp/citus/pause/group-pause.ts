@@ -17,6 +17,7 @@ import { errorText } from '../../../postgres/session.js';
 import type { PauseRequest } from '../../abstract.js';
 import { NodePause, type GroupLocks, type HoldOrder, type NodeLock } from './node-pause.js';
 import type { PauseNode } from './node.js';
+import { readShardMoves } from './shard-moves.js';
 import { untilSilent } from './silence.js';
 
 /** What another node may take beyond twice the cooldown before the hold goes on without it, in milliseconds. */
@@ -56,6 +57,8 @@ export class GroupPause {
   #leave: ((blockers: readonly Vertex[]) => void) | undefined;
   readonly #terminatedAt = new Map<Vertex, number>();
   readonly #cancelled: string[] = [];
+  #moves: readonly string[] = [];
+  #isOpen = false;
   /** Sessions that were said to be another role's. */
   readonly #unendable = new Set<string>();
   /** Of the blockers that the queues were left for, those that block reads alone. */
@@ -89,10 +92,10 @@ export class GroupPause {
     this.sides = sides.map(({ nodeid, node }) => ({ nodeid, pause: pauseOf(node) }));
   }
 
-  /** A sentence when less is paused than was asked for, or a session was cancelled for it; else null. */
+  /** A sentence when less is paused than was asked for, or work of an operator was or may be lost; else null. */
   get reason(): string | null {
     const reasons = this.#all.map((pause) => pause.reason).filter((one) => one !== null);
-    return [...reasons, ...this.#cancelled].join('; ') || null;
+    return [...reasons, ...this.#cancelled, ...this.#moves].join('; ') || null;
   }
 
   get yields(): number {
@@ -119,6 +122,7 @@ export class GroupPause {
     const lateMs = Math.min(2 * cooldownMs + LATE_MS, MOST_OF_HOLD * remainingMs);
     const late = delay(lateMs, undefined, { signal: ended.signal });
     late.catch(() => undefined);
+    void this.#readMoves();
     try {
       const opening = this.#open(link.signal, late);
       await Promise.race([
@@ -126,6 +130,7 @@ export class GroupPause {
         rejectOn(link.signal),
         this.#giveUpAt(remainingMs, ended.signal),
       ]);
+      this.#isOpen = true;
     } catch (error) {
       ended.abort(error);
       this.#leave = undefined;
@@ -137,6 +142,22 @@ export class GroupPause {
       endYielding();
       link.release();
     }
+  }
+
+  /** The hold does not wait for the answer. */
+  async #readMoves(): Promise<void> {
+    const { request, logger } = this.#options;
+    try {
+      this.#moves = await readShardMoves(this.main.node.checks, request.node.address);
+      if (this.#moves.length > 0 && this.#isOpen) this.#sayReason();
+    } catch (error) {
+      logger.debug({ err: error }, 'shard moves under way could not be read');
+    }
+  }
+
+  #sayReason(): void {
+    const { reason } = this;
+    if (reason !== null) this.#options.request.onReason(reason);
   }
 
   async #open(signal: AbortSignal, late: Promise<void>): Promise<void> {
@@ -319,7 +340,7 @@ export class GroupPause {
   }
 
   #regained(pause: NodePause, error: Error | undefined): void {
-    const { request, logger } = this.#options;
+    const { logger } = this.#options;
     const fields = { server: pause.node.server.name };
     if (error === undefined) {
       logger.info(fields, 'traffic is paused again');
@@ -332,8 +353,7 @@ export class GroupPause {
     );
     if (pause === this.main) pause.sayLost(why);
     else void pause.leaveOut(why);
-    const { reason } = this;
-    if (reason !== null) request.onReason(reason);
+    this.#sayReason();
   }
 
   /**

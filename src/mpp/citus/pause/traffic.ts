@@ -115,7 +115,7 @@ export class CitusTraffic implements TrafficControl {
         checks: this.#watch.checks - checks,
         ...(reason !== null && { reason }),
       },
-      reason === null ? 'traffic waits' : 'less traffic waits than was asked for',
+      reason === null ? 'traffic waits' : 'traffic waits; see its reason',
     );
     return {
       get reason() {

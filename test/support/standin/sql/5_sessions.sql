@@ -257,3 +257,15 @@ BEGIN
   END LOOP;
 END
 $$;
+
+-- The stand-in moves no shards.
+CREATE FUNCTION pg_catalog.get_rebalance_progress(
+  OUT sessionid integer, OUT table_name regclass, OUT shardid bigint, OUT shard_size bigint,
+  OUT sourcename text, OUT sourceport integer, OUT targetname text, OUT targetport integer, OUT progress bigint)
+RETURNS SETOF record
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT NULL::integer, NULL::regclass, NULL::bigint, NULL::bigint,
+         NULL::text, NULL::integer, NULL::text, NULL::integer, NULL::bigint
+  WHERE false;
+END;
