@@ -71,6 +71,18 @@ export class StatementClient {
     return false;
   }
 
+  /** True while its statement sleeps on another of these servers. */
+  async sleeps(servers: readonly Server[]): Promise<boolean> {
+    for (const server of servers.filter((one) => one !== this.server)) {
+      const found = await server.withSession(async (db) => {
+        const { rowCount } = await db.query(SLEEPS, [this.globalPid]);
+        return rowCount !== 0;
+      });
+      if (found) return true;
+    }
+    return false;
+  }
+
   async end(): Promise<void> {
     await this.#session.end().catch(() => undefined);
   }
@@ -83,6 +95,11 @@ function failure(error: unknown): Answer {
 }
 
 const WHO = 'SELECT pg_backend_pid() AS pid, citus_backend_gpid()::text AS gpid';
+
+const SLEEPS = `
+  SELECT
+  FROM pg_stat_activity AS a
+  WHERE a.application_name ~ ('^citus_[a-z_]+ gpid=' || $1 || '$') AND a.wait_event = 'PgSleep'`;
 
 /** Its sessions on this server, and the sessions that they wait for, directly or through others. */
 const WAITS_FOR = `

@@ -25,6 +25,8 @@ export interface StatementKind {
   readonly cleanupAtEntry?: readonly string[];
   /** It is measured in a switchover of its own, because others would wait for its locks. */
   readonly alone?: true;
+  /** With `writes` its end depends on whether the nodes are in sync by the time that it has done its work. */
+  readonly racesSync?: true;
   /** The stand-in for Citus knows it. */
   readonly standin?: true;
 }
@@ -226,6 +228,7 @@ const COMMANDS: readonly Omit<StatementKind, 'alone'>[] = [
   {
     name: '`CREATE INDEX CONCURRENTLY`',
     sent: ({ attempt }) => [`CREATE INDEX CONCURRENTLY by_v${attempt} ON items (v)`],
+    racesSync: true,
     cleanup: ['DROP INDEX IF EXISTS by_v1', 'DROP INDEX IF EXISTS by_v2'],
   },
   {

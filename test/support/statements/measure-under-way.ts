@@ -29,6 +29,7 @@ export async function measureUnderWay(
   entry: Entry,
 ): Promise<UnderWayOutcome> {
   await stage.renewController();
+  await stage.run(stage.h.cluster.coordinator, kind.setup);
   const target = stage.nextTarget()(1);
   const stall = await stallFor(stage, kind, target);
   const client = await stage.client(entry);
@@ -42,7 +43,7 @@ export async function measureUnderWay(
   if (task.status !== 'holding') {
     throw new Error(`beside ${kind.name} the hold is ${task.status}: ${task.reason ?? ''}`);
   }
-  const ended = kind.stalledBy ? client.answer : client.lost;
+  const ended = kind.stalledBy || kind.sleeps ? client.answer : client.lost;
   const whole = pause === 'writes' || (await stage.readsWait(entry));
   const held = ended ? undefined : await thenWhileHeld(stage, client, kind, target);
 
@@ -74,19 +75,20 @@ async function stallFor(
 }
 
 /**
- * Returns once the last statement is stalled, or, where nothing stalls it, has its answer.
+ * Returns once the last statement is stalled or sleeps, or, where nothing stalls it, has its answer.
  *
  * @returns its failure, if this node does not take it.
  */
 async function begin(
   stage: Stage,
   client: StatementClient,
-  { name, begun, stalledBy }: UnderWayKind,
+  { name, begun, stalledBy, sleeps }: UnderWayKind,
   target: Target,
 ): Promise<Answer | undefined> {
   client.send(begun(target));
   await waitFor(`${name} to be under way`, async () => {
     if (client.answer !== undefined) return true;
+    if (sleeps) return client.sleeps(stage.primaries);
     return stalledBy && client.waitsFor(stage.primaries, `^${STALL}$`);
   });
   return client.answer?.failed ? client.answer : undefined;

@@ -19,9 +19,10 @@ export async function statementRows(stage: Stage, options: RunOptions): Promise<
   for (const { pause, entry } of COLUMNS) {
     for (const batch of batchesOf(kinds)) {
       const outcomes = await measureStatements(stage, batch, pause, entry);
-      for (const [index, { name }] of batch.entries()) {
+      for (const [index, { name, racesSync }] of batch.entries()) {
         const outcome = outcomes[index];
-        const cell = outcome ? cellOf(outcome) : '';
+        const isRace = pause === 'writes' && racesSync === true;
+        const cell = outcome ? cellOf(outcome, isRace) : '';
         rows.get(name)?.push(cell);
         options.progress?.(`${pause}, ${entry}: ${name}: ${cell}`);
       }

@@ -54,8 +54,16 @@ const ORDER = [
   'Here the group sorts last. Where it sorts first, a `LOCK TABLE` that waits goes through.',
 ];
 
-/** The cell for a statement that is sent while the group is held. */
-export function cellOf({ held, stopped, end }: Outcome): string {
+const UNSYNCED = '55000';
+
+/**
+ * The cell for a statement that is sent while the group is held.
+ *
+ * @param isRace whether it may end well or for want of sync
+ */
+export function cellOf({ held, stopped, end }: Outcome, isRace = false): string {
+  if (held === 'waits' && isRace && (!end?.failed || errorOf(end) === UNSYNCED))
+    return `waits, then goes on or fails (${UNSYNCED})`;
   if (held === 'waits') return waitingCell(end);
   if (held.failed) return failedCell(held);
   if (stopped === 'waits') return `passes; once the primary is stopped, ${waitingCell(end)}`;

@@ -18,6 +18,10 @@ export interface UnderWayKind {
     readonly when: 'held' | 'committed';
     readonly sent: (t: Target) => readonly string[];
   };
+  /** The last of `begun` sleeps on the worker: no lock makes it wait. */
+  readonly sleeps?: true;
+  /** Made on the coordinator before, and removed after. */
+  readonly setup?: readonly string[];
   readonly cleanup?: readonly string[];
   readonly standin?: true;
 }
@@ -75,8 +79,13 @@ export const UNDER_WAY_KINDS: readonly UnderWayKind[] = [
   },
   {
     name: 'an `UPDATE` of the group that runs for longer than the cooldown',
-    begun: ({ own }) => [writeOf(own)],
-    stalledBy: { group: 'own', statements: [...ON_SHARD, 'SELECT FROM SHARD FOR UPDATE'] },
+    begun: ({ own }) => [`UPDATE items SET v = slow(v) WHERE id = ${own}`],
+    setup: [
+      `CREATE FUNCTION slow(v integer) RETURNS integer LANGUAGE plpgsql IMMUTABLE AS
+       'BEGIN PERFORM pg_sleep(60); RETURN v + 1; END'`,
+    ],
+    sleeps: true,
+    cleanup: ['DROP FUNCTION slow'],
   },
   {
     name: 'an `ALTER TABLE` in a transaction, idle for longer than the cooldown',
