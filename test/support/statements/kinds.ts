@@ -25,7 +25,7 @@ export interface StatementKind {
   readonly cleanupAtEntry?: readonly string[];
   /** It is measured in a switchover of its own, because others would wait for its locks. */
   readonly alone?: true;
-  /** With `writes` its end depends on whether the nodes are in sync by the time that it has done its work. */
+  /** On the coordinator, with `writes`, its end depends on whether the nodes are in sync once it has done its work. */
   readonly racesSync?: true;
   /** The stand-in for Citus knows it. */
   readonly standin?: true;
@@ -234,6 +234,7 @@ const COMMANDS: readonly Omit<StatementKind, 'alone'>[] = [
   {
     name: '`REINDEX INDEX CONCURRENTLY`',
     sent: () => ['REINDEX INDEX CONCURRENTLY items_pkey'],
+    racesSync: true,
   },
   {
     name: '`DROP TABLE`',

@@ -21,7 +21,7 @@ export async function statementRows(stage: Stage, options: RunOptions): Promise<
       const outcomes = await measureStatements(stage, batch, pause, entry);
       for (const [index, { name, racesSync }] of batch.entries()) {
         const outcome = outcomes[index];
-        const isRace = pause === 'writes' && racesSync === true;
+        const isRace = pause === 'writes' && entry === 'coordinator' && racesSync === true;
         const cell = outcome ? cellOf(outcome, isRace) : '';
         rows.get(name)?.push(cell);
         options.progress?.(`${pause}, ${entry}: ${name}: ${cell}`);
