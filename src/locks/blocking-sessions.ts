@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { Sightings } from './decisions.js';
+import { Sightings, type AwaitedBlocker } from './decisions.js';
 import type { LockSession } from './lock-session.js';
 import type { BlockingSession, Server } from './server.js';
 import { partsOf, type Vertex, type WaitGraph } from './wait-graph.js';
@@ -40,6 +40,8 @@ export class BlockingSessions {
   readonly #describing = new Set<Server>();
   readonly #cancelled = new Set<string>();
   #graph: WaitGraph | undefined;
+  /** Blockers of the hold that wait for what another one keeps. */
+  #behindHold: ReadonlySet<Vertex> = new Set();
   #told = '';
 
   constructor(options: BlockingSessionsOptions) {
@@ -52,10 +54,9 @@ export class BlockingSessions {
     const now = performance.now();
     const own = waiting.map(({ server, pid }) => server.vertexOf(pid));
     const direct = new Set(own.flatMap((vertex) => graph.blockersOf(vertex)));
-    this.#direct.see(
-      [...direct].filter((vertex) => !graph.isOwn(vertex)),
-      now,
-    );
+    const others = [...direct].filter((vertex) => !graph.isOwn(vertex));
+    this.#direct.see(others, now);
+    this.#behindHold = new Set(others.filter((vertex) => graph.isStuck(vertex, () => false)));
     this.#roots.see(new Set(own.flatMap((vertex) => [...graph.rootBlockers(vertex)])), now);
     for (const vertex of this.#described.keys()) {
       if (this.#roots.since(vertex) === undefined && this.#direct.since(vertex) === undefined)
@@ -66,9 +67,13 @@ export class BlockingSessions {
     this.#tell(now);
   }
 
-  /** Since when it has blocked the hold and was itself blocked by no session, by performance.now(). */
+  /**
+   * Since when it has blocked the hold, and was itself blocked by no session or waited for another hold, by
+   * performance.now().
+   */
   since(vertex: Vertex): number {
-    return this.#roots.since(vertex) ?? Infinity;
+    const behindSince = this.#behindHold.has(vertex) ? this.#direct.since(vertex) : undefined;
+    return this.#roots.since(vertex) ?? behindSince ?? Infinity;
   }
 
   blocker(vertex: Vertex): Blocker | undefined {
@@ -83,7 +88,7 @@ export class BlockingSessions {
   /** Those that block it now, as far as they are known by name. */
   present(): Blocker[] {
     return [...this.#described].flatMap(([vertex, blocker]) =>
-      this.#roots.since(vertex) === undefined ? [] : [blocker],
+      Number.isFinite(this.since(vertex)) ? [blocker] : [],
     );
   }
 
@@ -96,6 +101,14 @@ export class BlockingSessions {
   longOf(session: LockSession, patienceMs: number): Vertex[] {
     const roots = this.#graph?.rootBlockers(session.server.vertexOf(session.pid)) ?? [];
     return [...roots].filter((vertex) => this.#isLong(vertex, patienceMs));
+  }
+
+  /** The blockers of a session that have waited for another hold for so long. */
+  behindHoldOf(session: LockSession, patienceMs: number): Vertex[] {
+    const blockers = this.#graph?.blockersOf(session.server.vertexOf(session.pid)) ?? [];
+    return blockers.filter(
+      (vertex) => this.#behindHold.has(vertex) && this.#isLong(vertex, patienceMs),
+    );
   }
 
   /** Whether each blocker of a session has stayed for so long, or waits for one that has or for a hold. */
@@ -116,27 +129,26 @@ export class BlockingSessions {
   /**
    * Waits until these are gone, or have blocked for as long as they may.
    *
-   * @param mostMs how long a blocker may have blocked in all, from when it was seen first
    * @returns those that are still there
    */
   async waitOutside(
-    vertices: readonly Vertex[],
-    mostMs: (vertex: Vertex) => number,
+    blockers: readonly AwaitedBlocker<Vertex>[],
     signal: AbortSignal,
-  ): Promise<Vertex[]> {
-    const late: Vertex[] = [];
-    let waited = [...vertices];
+  ): Promise<AwaitedBlocker<Vertex>[]> {
+    const late: AwaitedBlocker<Vertex>[] = [];
+    let waited = [...blockers];
     while (waited.length > 0) {
       await delay(OUTSIDE_CHECK_MS, undefined, { signal });
-      const there = await this.#stillThere(waited);
+      const there = await this.#stillThere(waited.map(({ blocker }) => blocker));
       const now = performance.now();
-      for (const vertex of [...there, ...late]) this.#roots.pin(vertex, PIN_MS, now);
+      for (const vertex of [...there, ...late.map(({ blocker }) => blocker)])
+        for (const sightings of [this.#roots, this.#direct]) sightings.pin(vertex, PIN_MS, now);
       this.#tell(now);
-      for (const vertex of waited) {
-        if (!there.has(vertex)) this.#forget(vertex);
-        else if (now - this.since(vertex) >= mostMs(vertex)) late.push(vertex);
+      for (const one of waited) {
+        if (!there.has(one.blocker)) this.#forget(one.blocker);
+        else if (now - this.since(one.blocker) >= one.mostMs) late.push(one);
       }
-      waited = waited.filter((vertex) => there.has(vertex) && !late.includes(vertex));
+      waited = waited.filter((one) => there.has(one.blocker) && !late.includes(one));
     }
     return late;
   }
@@ -248,8 +260,8 @@ export class BlockingSessions {
   }
 
   #tell(now: number): void {
-    const blockers = this.#roots
-      .longerThan(TELL_MS, now)
+    const behind = [...this.#behindHold].filter((vertex) => now - this.since(vertex) >= TELL_MS);
+    const blockers = [...new Set([...this.#roots.longerThan(TELL_MS, now), ...behind])]
       .flatMap((vertex) => this.#described.get(vertex) ?? [])
       .sort((a, b) => a.server.name.localeCompare(b.server.name) || a.pid - b.pid);
     const told = blockers.map(keyOf).join();

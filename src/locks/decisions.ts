@@ -73,6 +73,8 @@ export interface WaitedLock<B> {
   readonly need: 'writes' | 'reads' | 'drain';
   /** Its root blockers that have stayed for longer than the hold's patience. */
   readonly long: readonly B[];
+  /** Its blockers that wait for what another hold keeps, and have for as long. */
+  readonly behindHold: readonly B[];
   /** Whether every one of its blockers stays: one of these, or a session that waits for what a hold keeps. */
   readonly isStuck: boolean;
 }
@@ -98,9 +100,18 @@ export interface HoldState<B, L extends WaitedLock<B>> {
   readonly now: number;
 }
 
+/** A blocker that is waited for outside the queue. */
+export interface AwaitedBlocker<B> {
+  readonly blocker: B;
+  /** Until it has blocked for so long in all, in milliseconds. */
+  readonly mostMs: number;
+  /** What follows then; else the hold tries again. */
+  readonly thenTerminate: boolean;
+}
+
 export interface Decision<B, L> {
-  /** Leave all queues until these are gone, or have blocked for the cooldown; empty: stay. */
-  readonly leaveFor: readonly B[];
+  /** Leave all queues until these are gone; empty: stay. */
+  readonly leaveFor: readonly AwaitedBlocker<B>[];
   /** Locks that are not waited for any longer. */
   readonly renounce: readonly L[];
   /** Sessions to terminate. */
@@ -113,15 +124,15 @@ export interface Decision<B, L> {
  * - A hold that is planned leaves the queue for a blocker that stays, until it has been opened for twice the
  *   cooldown: after that it stays in the queue. Where the primary is gone, clients that do not wait fail, so
  *   such a hold stays.
+ * - One that waits for another hold goes on when that hold ends: it is waited for outside the queue, however long.
  * - What is needed for reads alone is renounced when its blockers stay for long; those that block writes as well
  *   are waited for all the same.
  */
 export function decide<B, L extends WaitedLock<B>>(hold: HoldState<B, L>): Decision<B, L> {
   const { nodes, since, canEnd, now, cooldownMs } = hold;
-  const waited = nodes.flatMap((node) => node.waited);
-  const ofWrites = new Set(
-    waited.filter(({ need }) => need === 'writes').flatMap(({ long }) => long),
-  );
+  const forWrites = nodes.flatMap((node) => node.waited).filter(({ need }) => need === 'writes');
+  const ofWrites = new Set(forWrites.flatMap(({ long }) => long));
+  const behindHold = new Set(forWrites.flatMap((lock) => lock.behindHold));
   const isDue = (blocker: B): boolean => canEnd(blocker) && now - since(blocker) >= cooldownMs;
   const mayLeave = hold.isPlanned && hold.ageMs < 2 * cooldownMs;
   const isLate = (blocker: B): boolean =>
@@ -136,18 +147,22 @@ export function decide<B, L extends WaitedLock<B>>(hold: HoldState<B, L>): Decis
     renounce: stuckReads.filter(({ long }) => long.every((blocker) => isLate(blocker))),
     leaveFor: hold.isPlanned
       ? [
-          ...[...ofWrites].filter((one) => !isDue(one) && (mayLeave || !canEnd(one))),
-          ...ofReads.filter((one) => !ofWrites.has(one)),
+          ...[...ofWrites]
+            .filter((one) => !isDue(one) && (mayLeave || !canEnd(one)))
+            .map((blocker) => ({
+              blocker,
+              mostMs: canEnd(blocker) ? cooldownMs : Infinity,
+              thenTerminate: true,
+            })),
+          ...[...behindHold].map((blocker) => ({
+            ...{ blocker, mostMs: Infinity, thenTerminate: false },
+          })),
+          ...[...new Set(ofReads)]
+            .filter((one) => !ofWrites.has(one))
+            .map((blocker) => ({
+              ...{ blocker, mostMs: readsPatienceOf(cooldownMs), thenTerminate: false },
+            })),
         ]
       : [],
   };
-}
-
-/** When a blocker that is waited for outside the queue is waited for no longer, from when it was seen first. */
-export function outsideMs(
-  blocker: { canEnd: boolean; blocksWrites: boolean },
-  cooldownMs: number,
-): number {
-  if (!blocker.blocksWrites) return readsPatienceOf(cooldownMs);
-  return blocker.canEnd ? cooldownMs : Infinity;
 }

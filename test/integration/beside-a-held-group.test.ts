@@ -5,7 +5,7 @@ import { BusyClient } from '../support/faults/busy-client.js';
 import { terminated } from '../support/faults/hold-log.js';
 import { waitUntilNothingHeld } from '../support/faults/hold-sessions.js';
 import { Harness, type TaskRow } from '../support/harness.js';
-import type { Server } from '../support/servers/index.js';
+import { waitFor, type Server } from '../support/servers/index.js';
 import { keysOfGroup } from '../support/standin/schema.js';
 
 const ITEM = 'UPDATE items SET v = v + 1 WHERE id = $1';
@@ -94,6 +94,34 @@ describe('a hold beside a held group', () => {
         expectNoSessionTerminated();
       },
     );
+  });
+
+  it('waits outside the queue for a transaction that has written to its group and waits for the other hold', async () => {
+    const { coordinator } = h.cluster;
+    const [own = 0, free = 0] = keys;
+    const [held = 0] = await keysOfGroup(h.db, 1, 1);
+    await h.db.query('INSERT INTO items VALUES ($1, 0) ON CONFLICT DO NOTHING', [held]);
+    const between = await Actor.connect(coordinator);
+    const writer = await Actor.connect(coordinator);
+    actors.push(between, writer);
+    expect((await demote(1, 'writes', '1min')).status).toBe('holding');
+    await between.begin(ITEM, [own]);
+    const sent = await between.sendAndWait(ITEM, [held]);
+    const node = h.cluster.group(2).primary;
+    const report = { groupid: 2, node, pause: 'writes', cooldown: '1s', timeout: '5min' } as const;
+    const id = await h.report({ ...report, event: 'before_demote' });
+    await waitFor('the reason to name the transaction', async () => {
+      const { reason } = await h.task(id);
+      return reason?.includes(`pid ${between.pid}`);
+    });
+    // Past its cooldown and its patience, the hold neither terminates it nor makes other clients wait.
+    for (let n = 0; n < 20; n += 1) await writer.query(ITEM, [free]);
+    expect((await h.task(id)).status).toBe('claimed');
+    await h.db.query('SELECT mpp_release(1)');
+    await sent.answer;
+    await between.query('COMMIT');
+    expect((await h.acknowledged(id)).status).toBe('holding');
+    expectNoSessionTerminated();
   });
 
   it.each(['writes', 'all'] as const)(

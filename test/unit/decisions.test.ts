@@ -27,7 +27,11 @@ function state(rest: Partial<HoldState<string, Lock>> & { readonly waited?: Lock
 }
 
 function lock(need: Lock['need'], long: readonly string[], isStuck = true): Lock {
-  return { need, long, isStuck };
+  return { need, long, isStuck, behindHold: [] };
+}
+
+function awaited(blocker: string, mostMs: number, thenTerminate = true) {
+  return { blocker, mostMs, thenTerminate };
 }
 
 const NOTHING = { leaveFor: [], renounce: [], terminate: [] };
@@ -39,7 +43,7 @@ describe('decide', () => {
 
   it('leaves the queue for a blocker of writes that stays', () => {
     const waited = [lock('writes', ['idle'])];
-    expect(decide(state({ waited }))).toEqual({ ...NOTHING, leaveFor: ['idle'] });
+    expect(decide(state({ waited }))).toEqual({ ...NOTHING, leaveFor: [awaited('idle', 10_000)] });
   });
 
   it('stays in the queue where the primary is gone, and where it has waited for long', () => {
@@ -51,7 +55,10 @@ describe('decide', () => {
   it('never stays in the queue for a blocker that it may not terminate', () => {
     const waited = [lock('writes', ['prepared'])];
     const late = { ageMs: 60_000, now: SINCE + 60_000, canEnd: () => false };
-    expect(decide(state({ waited, ...late }))).toEqual({ ...NOTHING, leaveFor: ['prepared'] });
+    expect(decide(state({ waited, ...late }))).toEqual({
+      ...NOTHING,
+      leaveFor: [awaited('prepared', Infinity)],
+    });
   });
 
   it('terminates a blocker of writes that has blocked for the cooldown', () => {
@@ -64,7 +71,10 @@ describe('decide', () => {
     const reads = lock('reads', ['report']);
     const other = lock('reads', ['short'], false);
     const waited = [reads, other];
-    expect(decide(state({ waited }))).toEqual({ ...NOTHING, leaveFor: ['report'] });
+    expect(decide(state({ waited }))).toEqual({
+      ...NOTHING,
+      leaveFor: [awaited('report', 1_500, false)],
+    });
     const now = SINCE + 1_500;
     expect(decide(state({ waited, now }))).toEqual({ ...NOTHING, renounce: [reads] });
   });
@@ -80,6 +90,14 @@ describe('decide', () => {
     expect(decide(state({ waited: [reads] }))).toEqual({ ...NOTHING, renounce: [reads] });
   });
 
+  it('waits outside the queue, for as long as it takes, for what waits for another hold', () => {
+    const waited = [{ ...lock('writes', []), behindHold: ['waits'] }];
+    const leaveFor = [awaited('waits', Infinity, false)];
+    expect(decide(state({ waited }))).toEqual({ ...NOTHING, leaveFor });
+    expect(decide(state({ waited, ageMs: 60_000 }))).toEqual({ ...NOTHING, leaveFor });
+    expect(decide(state({ waited, isPlanned: false }))).toEqual(NOTHING);
+  });
+
   it('waits for no lock of the drain', () => {
     expect(decide(state({ waited: [lock('drain', ['idle'])] }))).toEqual(NOTHING);
   });
@@ -89,6 +107,7 @@ describe('decide', () => {
     const anyLock = fc.record({
       need: fc.constantFrom('writes' as const, 'reads' as const, 'drain' as const),
       long: fc.uniqueArray(blocker),
+      behindHold: fc.uniqueArray(blocker),
       isStuck: fc.boolean(),
     });
     const node = fc.record({ waited: fc.array(anyLock), hasWrites: fc.boolean() });
@@ -113,7 +132,8 @@ describe('decide', () => {
             );
           for (const one of decision.terminate) {
             expect(blocks(one) && canEnd(one) && now - since(one) >= cooldownMs).toBe(true);
-            expect(decision.leaveFor).not.toContain(one);
+            const left = decision.leaveFor.filter(({ thenTerminate }) => thenTerminate);
+            expect(left.map(({ blocker }) => blocker)).not.toContain(one);
           }
           for (const one of decision.renounce) expect(one.need).toBe('reads');
           if (!isPlanned) expect(decision.leaveFor).toEqual([]);

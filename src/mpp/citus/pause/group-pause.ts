@@ -8,7 +8,7 @@ import {
   nameSession,
   type Blocker,
 } from '../../../locks/blocking-sessions.js';
-import { decide, outsideMs, patienceOf } from '../../../locks/decisions.js';
+import { decide, patienceOf, type AwaitedBlocker } from '../../../locks/decisions.js';
 import { inTime } from '../../../locks/lock-table.js';
 import { waitersOf, type Vertex, type WaitGraph } from '../../../locks/wait-graph.js';
 import type { Watch } from '../../../locks/watch.js';
@@ -54,15 +54,13 @@ export class GroupPause {
   readonly sides: readonly { readonly nodeid: number; readonly pause: NodePause }[];
   #attempt = 1;
   /** Ends the present try: leave the queues for these. */
-  #leave: ((blockers: readonly Vertex[]) => void) | undefined;
+  #leave: ((blockers: readonly AwaitedBlocker<Vertex>[]) => void) | undefined;
   readonly #terminatedAt = new Map<Vertex, number>();
   readonly #cancelled: string[] = [];
   #moves: readonly string[] = [];
   #isOpen = false;
   /** Sessions that were said to be another role's. */
   readonly #unendable = new Set<string>();
-  /** Of the blockers that the queues were left for, those that block reads alone. */
-  #ofReads: ReadonlySet<Vertex> = new Set();
 
   constructor(options: GroupPauseOptions) {
     this.#options = options;
@@ -175,7 +173,9 @@ export class GroupPause {
       const link = linkSignals([signal, attempt.signal]);
       const taking = this.#takeAll(each, link.signal);
       try {
-        const left = new Promise<readonly Vertex[]>((resolve) => (this.#leave = resolve));
+        const left = new Promise<readonly AwaitedBlocker<Vertex>[]>(
+          (resolve) => (this.#leave = resolve),
+        );
         const blockers = await Promise.race([left, taking]);
         if (blockers === undefined) return;
         this.#leave = undefined;
@@ -219,22 +219,15 @@ export class GroupPause {
     await Promise.all(this.#all.filter((one) => !one.isLeftOut()).map((one) => one.leaveQueue()));
   }
 
-  async #waitOutside(blockers: readonly Vertex[], signal: AbortSignal): Promise<void> {
-    const { cooldownMs } = this.#order;
-    const ofReads = this.#ofReads;
-    const late = await this.#blocking.waitOutside(
-      blockers,
-      (vertex) => {
-        const canEnd = this.#blocking.canEnd(vertex);
-        return outsideMs({ canEnd, blocksWrites: !ofReads.has(vertex) }, cooldownMs);
-      },
-      signal,
-    );
-    const toEnd = late.filter((vertex) => !ofReads.has(vertex));
-    if (toEnd.length > 0) {
-      await Promise.all(toEnd.map((vertex) => this.#terminate(vertex)));
-      await delay(BETWEEN_TRIES_MS, undefined, { signal });
-    }
+  async #waitOutside(
+    blockers: readonly AwaitedBlocker<Vertex>[],
+    signal: AbortSignal,
+  ): Promise<void> {
+    const late = await this.#blocking.waitOutside(blockers, signal);
+    const toEnd = late.filter(({ thenTerminate }) => thenTerminate);
+    if (toEnd.length === 0) return;
+    await Promise.all(toEnd.map(({ blocker }) => this.#terminate(blocker)));
+    await delay(BETWEEN_TRIES_MS, undefined, { signal });
   }
 
   /** Decides about what was seen. */
@@ -260,14 +253,7 @@ export class GroupPause {
       const index = nodes.findIndex(({ waited }) => waited.includes(lock));
       pauses[index]?.renounce(lock, this.#nameBlockers(lock.long));
     }
-    if (decision.leaveFor.length === 0) return;
-    const ofWrites = new Set(
-      nodes
-        .flatMap(({ waited }) => waited)
-        .flatMap(({ need, long }) => (need === 'writes' ? long : [])),
-    );
-    this.#ofReads = new Set(decision.leaveFor.filter((vertex) => !ofWrites.has(vertex)));
-    this.#leave(decision.leaveFor);
+    if (decision.leaveFor.length > 0) this.#leave(decision.leaveFor);
   }
 
   #nameBlockers(long: readonly Vertex[]): string {

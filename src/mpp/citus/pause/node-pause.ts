@@ -12,6 +12,7 @@ import type { PauseNode } from './node.js';
 import { NodeTargets } from './node-targets.js';
 import {
   isGone,
+  listTables,
   notLockable,
   shardLocks,
   wantedTables,
@@ -140,7 +141,7 @@ export class NodePause implements LockOwner {
     const byWhy = new Map<string, string[]>();
     for (const [table, why] of this.#renounced) byWhy.set(why, [...(byWhy.get(why) ?? []), table]);
     const parts = [...byWhy].map(
-      ([why, tables]) => `only writes to ${listed(tables)} are paused: ${why}`,
+      ([why, tables]) => `only writes to ${listTables(tables)} are paused: ${why}`,
     );
     return parts.join('; ');
   }
@@ -343,10 +344,13 @@ export class NodePause implements LockOwner {
         if (this.#has(lock)) return [];
         const session = this.#sessionOf(lock);
         const isWaiting = session?.waiting?.locks.some(({ key }) => key === lock.key) ?? false;
-        const long =
-          session && isWaiting ? this.#options.blocking.longOf(session, patienceMs) : undefined;
+        const { blocking } = this.#options;
         const stuck = this.#stuck.get(lock.key);
-        return [{ lock, need, isStuck: stuck !== undefined, long: long ?? stuck ?? [] }];
+        const [long, behindHold] =
+          session && isWaiting
+            ? [blocking.longOf(session, patienceMs), blocking.behindHoldOf(session, patienceMs)]
+            : [stuck ?? [], []];
+        return [{ lock, need, isStuck: stuck !== undefined, long, behindHold }];
       });
     return {
       waited: [
@@ -491,10 +495,4 @@ export class NodePause implements LockOwner {
 
 function allOf({ reads, writes, drain, own }: Wanted): Lock[] {
   return [...reads, ...writes, ...drain, ...own];
-}
-
-function listed(tables: readonly string[]): string {
-  const most = 5;
-  if (tables.length <= most) return tables.join(', ');
-  return `${tables.slice(0, most).join(', ')} and ${tables.length - most} more tables`;
 }

@@ -177,3 +177,10 @@ export function wantedTables(
     drain: tableLocks(drain, 'EXCLUSIVE'),
   };
 }
+
+/** For people: the first of them by name. */
+export function listTables(tables: readonly string[]): string {
+  const most = 5;
+  if (tables.length <= most) return tables.join(', ');
+  return `${tables.slice(0, most).join(', ')} and ${tables.length - most} more tables`;
+}
