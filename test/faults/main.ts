@@ -1,3 +1,4 @@
+import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
 import { errorText } from '../../src/postgres/session.js';
 import { runSchedule, type Outcome } from './run-schedule.js';
@@ -5,76 +6,133 @@ import { schedule } from './schedule.js';
 import { Stage } from './stage.js';
 
 const GROUPS = 4;
-const FAULTS = 10;
-const ROWS = 300;
-/** The schedules of the short form; one with a seed of its own follows. */
+const FAULTS = 13;
+/** How many rows at once a schedule may insert, and one in a hundred. */
+const [ROWS, MANY_ROWS] = [300, 100_000];
+/** The schedules of the short form, as far as its time goes; one with a new seed follows. */
 const FIXED = [1, 2, 3, 4, 5, 6, 7, 8];
+const SHORT_MS = 40_000;
+/** A controller has 60 to 110 MB, whatever it has done. */
+const MOST_MEMORY_MB = 300;
+
+interface Options {
+  readonly seeds: Generator<number>;
+  readonly stages: number;
+  readonly verbose: boolean;
+  readonly until: number;
+}
 
 interface Totals {
   schedules: number;
   ms: number;
   looks: number;
   violations: number;
+  memoryMb: number;
   readonly struck: Map<string, number>;
 }
 
-/**
- * `npm run test:faults`: schedules of reports and faults, each from its seed. Without arguments the short
- * form: the fixed seeds, and one that is new each time.
- */
+/** `npm run test:faults`: schedules of reports and faults, each from its seed. See README.md. */
 async function main(): Promise<number> {
+  const options = optionsOf(process.argv.slice(2));
+  const totals: Totals = {
+    ...{ schedules: 0, ms: 0, looks: 0, violations: 0, memoryMb: 0 },
+    struck: new Map(),
+  };
+  const began = performance.now();
+  await Promise.all(Array.from({ length: options.stages }, () => runStage(options, totals)));
+  totals.ms = performance.now() - began;
+  summarize(totals);
+  return totals.violations === 0 ? 0 : 1;
+}
+
+function optionsOf(args: readonly string[]): Options {
   const { values } = parseArgs({
+    args: [...args],
     options: {
       schedules: { type: 'string' },
       hours: { type: 'string' },
       seed: { type: 'string' },
+      stages: { type: 'string', default: '1' },
       verbose: { type: 'boolean', default: false },
     },
   });
-  const first = Number(values.seed ?? Math.floor(Math.random() * 1e9));
-  const until = performance.now() + Number(values.hours ?? Infinity) * 3_600_000;
-  const count = Number(values.schedules ?? (values.hours === undefined ? 1 : Infinity));
-  const isShort =
-    values.schedules === undefined && values.hours === undefined && values.seed === undefined;
-  const totals: Totals = { schedules: 0, ms: 0, looks: 0, violations: 0, struck: new Map() };
+  const { schedules, hours, seed } = values;
+  const first = Number(seed ?? Math.floor(Math.random() * 1e9));
+  const isShort = schedules === undefined && hours === undefined && seed === undefined;
+  const count = Number(schedules ?? (hours === undefined ? 1 : Infinity));
+  const lastsMs = hours === undefined ? Infinity : Number(hours) * 3_600_000;
+  if (![first, count, lastsMs, Number(values.stages)].every((number) => number > 0)) {
+    throw new Error(
+      'usage: npm run test:faults -- [--seed N] [--schedules N] [--hours N] [--stages N] [--verbose]',
+    );
+  }
+  return {
+    seeds: isShort ? shortSeeds(first) : consecutive(first, count),
+    stages: Number(values.stages),
+    verbose: values.verbose,
+    until: performance.now() + lastsMs,
+  };
+}
+
+/** The fixed ones until their time is over, at least one; then the new one. */
+function* shortSeeds(first: number): Generator<number> {
+  const until = performance.now() + SHORT_MS;
+  for (const [index, seed] of FIXED.entries()) {
+    if (index > 0 && performance.now() > until) break;
+    yield seed;
+  }
+  yield first;
+}
+
+function* consecutive(first: number, count: number): Generator<number> {
+  for (let index = 0; index < count; index += 1) yield first + index;
+}
+
+/** Runs schedules one after the other on servers of its own, until there are no more or one is violated. */
+async function runStage(options: Options, totals: Totals): Promise<void> {
   const stage = await Stage.start(GROUPS);
   try {
-    for (const seed of seeds(isShort ? [...FIXED, first] : [], first, count)) {
-      if (performance.now() > until) break;
+    for (const seed of options.seeds) {
+      if (performance.now() > options.until || totals.violations > 0) break;
+      const rows = seed % 100 === 0 ? MANY_ROWS : ROWS;
       const outcome = await runSchedule(
         stage,
-        schedule(seed, { groups: GROUPS, faults: FAULTS, rows: ROWS }),
+        schedule(seed, { groups: GROUPS, faults: FAULTS, rows }),
       );
-      add(totals, outcome);
-      if (values.verbose || outcome.violations.length > 0) tell(seed, outcome);
-      if (outcome.violations.length > 0) {
-        tellControllers(stage);
-        break;
-      }
+      const violations = [...outcome.violations, ...(await judgeMemory(stage, totals))];
+      add(totals, outcome, violations.length);
+      if (options.verbose || violations.length > 0) tell(seed, outcome, violations);
+      if (violations.length > 0) tellControllers(stage);
       if (totals.schedules % 50 === 0) summarize(totals);
     }
   } finally {
     await stage.stop();
   }
-  summarize(totals);
-  return totals.violations === 0 ? 0 : 1;
 }
 
-function* seeds(fixed: readonly number[], first: number, count: number): Generator<number> {
-  if (fixed.length > 0) yield* fixed;
-  else for (let index = 0; index < count; index += 1) yield first + index;
+/** @returns a sentence for each controller that has more memory than it needs. */
+async function judgeMemory(stage: Stage, totals: Totals): Promise<string[]> {
+  const found: string[] = [];
+  for (const { role, controller } of stage.slots) {
+    if (controller === undefined) continue;
+    const status = await readFile(`/proc/${controller.pid}/status`, 'utf8').catch(() => '');
+    const mb = Math.round(Number(/VmRSS:\s+(\d+)/.exec(status)?.[1] ?? 0) / 1_024);
+    totals.memoryMb = Math.max(totals.memoryMb, mb);
+    if (mb > MOST_MEMORY_MB) found.push(`the controller of ${role} has ${mb} MB of memory`);
+  }
+  return found;
 }
 
-function add(totals: Totals, { struck, ms, looks, violations }: Outcome): void {
+function add(totals: Totals, { struck, ms, looks }: Outcome, violations: number): void {
   totals.schedules += 1;
   totals.ms += ms;
   totals.looks += looks;
-  totals.violations += violations.length;
+  totals.violations += violations;
   for (const [kind, count] of struck)
     totals.struck.set(kind, (totals.struck.get(kind) ?? 0) + count);
 }
 
-function tell(seed: number, { trace, violations, ms }: Outcome): void {
+function tell(seed: number, { trace, ms }: Outcome, violations: readonly string[]): void {
   print(`schedule of seed ${seed}, ${Math.round(ms)} ms:`);
   for (const line of trace) print(line);
   for (const violation of violations) print(`VIOLATION: ${violation}`);
@@ -88,12 +146,12 @@ function tellControllers(stage: Stage): void {
   }
 }
 
-function summarize({ schedules, ms, looks, violations, struck }: Totals): void {
+function summarize({ schedules, ms, looks, violations, memoryMb, struck }: Totals): void {
   const faults = [...struck.values()].reduce((sum, count) => sum + count, 0);
   const kinds = [...struck].sort(([a], [b]) => a.localeCompare(b));
   print(
     `${schedules} schedules, ${faults} faults, ${violations} violations, ${Math.round(ms / 1_000)} s, ` +
-      `${(schedules / (ms / 60_000)).toFixed(1)} schedules a minute, ${looks} looks`,
+      `${looks} looks, controllers with ${memoryMb} MB at most`,
   );
   print(`  ${kinds.map(([kind, count]) => `${kind} ${count}`).join(', ')}`);
 }
@@ -105,6 +163,6 @@ function print(line: string): void {
 try {
   process.exitCode = await main();
 } catch (error) {
-  process.stderr.write(`${errorText(error)}\n`);
+  process.stderr.write(`test:faults: ${errorText(error)}\n`);
   process.exitCode = 1;
 }
