@@ -1,6 +1,7 @@
 import type { ClientBase } from 'pg';
 import { SessionLostError } from '../errors.js';
 import { isVictim, sqlState } from '../postgres/sqlstate.js';
+import { within } from '../within.js';
 import type { Condition } from './condition.js';
 import { Interrupter } from './interrupter.js';
 import { covers, type Lock } from './lock.js';
@@ -399,4 +400,16 @@ function waitFor(lock: Lock): Request {
 
 function textOf({ locks, nowait }: Request): string {
   return locks.map(({ text, nowait: instead }) => (nowait && instead) || text).join(';\n');
+}
+
+/** A server that does not let a statement be interrupted in this time does not answer, in milliseconds. */
+const STOP_MS = 1_000;
+
+/** @returns false when it takes longer than a server that answers would. Never throws. */
+export async function inTime(work: Promise<unknown>): Promise<boolean> {
+  const done = work.then(
+    () => true,
+    () => true,
+  );
+  return within(STOP_MS, done, false);
 }

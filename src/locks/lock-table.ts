@@ -1,23 +1,22 @@
 import type { Pool } from 'pg';
 import { SERVER_GRACE_MS, Transaction, type Bounds } from '../postgres/transaction.js';
-import { within } from '../within.js';
 import { Condition } from './condition.js';
 import { covers, type Lock } from './lock.js';
-import { LockSession, type LockOwner } from './lock-session.js';
+import { inTime, LockSession, type LockOwner } from './lock-session.js';
 import { FIRST_SAVEPOINT } from './savepoints.js';
 import type { Server } from './server.js';
 import type { Watch } from './watch.js';
 
 /** Sessions that queue for locks side by side: a session queues for one lock at a time. */
 export const QUEUES = 4;
-/** A server that does not let a statement be interrupted in this time does not answer, in milliseconds. */
-const STOP_MS = 1_000;
 /** So many sessions of one hold may break before its locks are there again; then they are taken to be lost. */
 const MOST_LOSSES = 16;
 
 export interface LockTableOptions {
   readonly server: Server;
   readonly sessions: Pool;
+  /** A statement that each of its transactions begins with. */
+  readonly setup?: string;
   /** How many sessions it may open for what holds share; each hold may have one more of its own. */
   readonly most: number;
   readonly watch: Watch;
@@ -298,8 +297,11 @@ export class LockTable implements LockOwner {
 
   async #begin(reservedFor?: LockHolder): Promise<LockSession> {
     const purpose = reservedFor ? reservedFor.purpose : 'shared locks';
-    const { sessions } = this.#options;
-    const transaction = await Transaction.begin(sessions, this.#bounds(), purpose, FIRST_SAVEPOINT);
+    const { sessions, setup } = this.#options;
+    const transaction = await Transaction.begin(sessions, this.#bounds(), purpose, {
+      savepoint: FIRST_SAVEPOINT,
+      setup,
+    });
     const locks = this.adopt(transaction, this, true);
     const member = { transaction, locks, reservedFor };
     this.#members.add(member);
@@ -482,15 +484,6 @@ export class LockHolder {
 async function end({ transaction, locks }: Member): Promise<void> {
   const isOver = (await inTime(locks.stop())) && (await inTime(transaction.rollback()));
   if (!isOver) transaction.destroy();
-}
-
-/** @returns false when it takes longer than a server that answers would. Never throws. */
-export async function inTime(work: Promise<unknown>): Promise<boolean> {
-  const done = work.then(
-    () => true,
-    () => true,
-  );
-  return within(STOP_MS, done, false);
 }
 
 /** How long a lock is waited for is the hold's decision, not the server's. */

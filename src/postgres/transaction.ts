@@ -33,6 +33,7 @@ interface BeginOptions {
   readonly purpose: string;
   readonly lock?: RowLock;
   readonly savepoint?: string | undefined;
+  readonly setup?: string | undefined;
 }
 
 /** How a transaction ended, as far as we know: `lost` when its COMMIT or ROLLBACK got no answer. */
@@ -81,15 +82,15 @@ export class Transaction {
    * Begins a transaction whose DDL and LOCK TABLE stay on this server, where Citus would send them on.
    *
    * @param purpose what it is for, in application_name
-   * @param savepoint the name of one to set at once
+   * @param first what it does at once: sets a savepoint of this name, after a statement
    */
   static async begin(
     pool: Pool,
     bounds: Bounds,
     purpose: string,
-    savepoint?: string,
+    first: { readonly savepoint?: string; readonly setup?: string | undefined } = {},
   ): Promise<Transaction> {
-    const transaction = await Transaction.#begin(pool, { bounds, purpose, savepoint });
+    const transaction = await Transaction.#begin(pool, { bounds, purpose, ...first });
     if (transaction === undefined) throw new Error('a lock that was not asked for was refused');
     return transaction;
   }
@@ -226,7 +227,7 @@ function boundsSql([idle, lock, statement, transaction]: readonly string[]): str
  */
 async function begin(
   client: PoolClient,
-  { bounds, purpose, lock, savepoint }: BeginOptions,
+  { bounds, purpose, lock, savepoint, setup }: BeginOptions,
 ): Promise<{ locked: boolean; pid: number }> {
   const name = pg.escapeLiteral(applicationName(purpose).slice(0, 63));
   const locked = lock ? 'EXISTS (SELECT FROM locked_row)' : 'true';
@@ -245,6 +246,7 @@ async function begin(
       THEN set_config('deadlock_timeout', '1d', true)
     END,
     ${boundsSql(literals(bounds))};
+  ${setup === undefined ? '' : `${setup};`}
   ${savepoint === undefined ? '' : `SAVEPOINT ${pg.escapeIdentifier(savepoint)};`}`;
   // The types of node-postgres do not know of several results.
   const results = (await client.query(text)) as unknown as [

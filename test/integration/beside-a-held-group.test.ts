@@ -12,6 +12,8 @@ const ITEM = 'UPDATE items SET v = v + 1 WHERE id = $1';
 const NOTE = 'UPDATE notes SET v = v + 1 WHERE id = $1';
 const CLIENTS = 12;
 
+const { hasCitus } = inject('template').binaries;
+
 /** Several primaries of one host that are stopped in turn are such a case. */
 describe('a hold beside a held group', () => {
   let h: Harness;
@@ -123,6 +125,37 @@ describe('a hold beside a held group', () => {
     expect((await h.acknowledged(id)).status).toBe('holding');
     expectNoSessionTerminated();
   });
+
+  it.skipIf(!hasCitus)(
+    'is no distributed deadlock to Citus with a transaction that one of them waits for and that waits for the other',
+    async () => {
+      const { coordinator } = h.cluster;
+      const [own = 0] = keys;
+      const [held = 0] = await keysOfGroup(h.db, 1, 1);
+      await h.db.query('INSERT INTO items VALUES ($1, 0) ON CONFLICT DO NOTHING', [held]);
+      const [elsewhere = 0] = await keysOfGroup(h.db, 3, 1);
+      const between = await Actor.connect(coordinator);
+      const behind = await Actor.connect(coordinator);
+      actors.push(between, behind);
+      expect((await demote(1, 'writes', '1min')).status).toBe('holding');
+      await between.begin(ITEM, [own]);
+      const sent = await between.sendAndWait(ITEM, [held]);
+      const report = { groupid: 2, node: h.cluster.group(2).primary, pause: 'writes' } as const;
+      // Where the primary is gone, a hold stays in the queue.
+      const id = await h.report({ ...report, event: 'suspect', cooldown: '1min', timeout: '5min' });
+      await between.isInTheWay();
+      // Citus follows what its own transactions wait for: this one waits for the hold that is being opened.
+      await behind.begin('SELECT FROM items WHERE id = $1', [elsewhere]);
+      const queued = await behind.sendAndWait(ITEM, [elsewhere]);
+      const { rows } = await h.db.query('SELECT check_distributed_deadlocks() AS found');
+      expect(rows).toEqual([{ found: false }]);
+      await h.db.query('SELECT mpp_release(1)');
+      await sent.answer;
+      await between.query('COMMIT');
+      expect((await h.acknowledged(id)).status).toBe('holding');
+      await queued.answer;
+    },
+  );
 
   it.each(['writes', 'all'] as const)(
     'that is opened with %s is there at once when no client uses its group',

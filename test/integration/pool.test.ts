@@ -90,7 +90,9 @@ describe('a transaction', () => {
 
   it('has its bounds, its name, its savepoint and no deadlock to die of, until it ends', async () => {
     const before = (await pool.query(SETTINGS)).rows;
-    const transaction = await Transaction.begin(pool, BOUNDED, "purpose 'x'", 'mark');
+    const transaction = await Transaction.begin(pool, BOUNDED, "purpose 'x'", {
+      savepoint: 'mark',
+    });
     const { client, pid } = transaction;
     expect((await client.query(SETTINGS)).rows).toEqual([
       { name: 'application_name', setting: "mpp-controller purpose 'x'" },

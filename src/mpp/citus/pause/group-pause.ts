@@ -9,7 +9,7 @@ import {
   type Blocker,
 } from '../../../locks/blocking-sessions.js';
 import { decide, patienceOf, type AwaitedBlocker } from '../../../locks/decisions.js';
-import { inTime } from '../../../locks/lock-table.js';
+import { inTime } from '../../../locks/lock-session.js';
 import { waitersOf, type Vertex, type WaitGraph } from '../../../locks/wait-graph.js';
 import type { Watch } from '../../../locks/watch.js';
 import type { Logger } from '../../../observe/logger.js';

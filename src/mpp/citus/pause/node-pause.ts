@@ -2,8 +2,8 @@ import type { DatabaseStateError } from '../../../errors.js';
 import type { BlockingSessions } from '../../../locks/blocking-sessions.js';
 import type { NodeState, WaitedLock } from '../../../locks/decisions.js';
 import type { Lock } from '../../../locks/lock.js';
-import type { LockOwner, LockSession } from '../../../locks/lock-session.js';
-import { inTime, QUEUES, type LockHolder } from '../../../locks/lock-table.js';
+import { inTime, type LockOwner, type LockSession } from '../../../locks/lock-session.js';
+import { QUEUES, type LockHolder } from '../../../locks/lock-table.js';
 import type { Vertex } from '../../../locks/wait-graph.js';
 import type { Transaction } from '../../../postgres/transaction.js';
 import type { Pause } from '../../../tasks/task.js';
@@ -173,16 +173,18 @@ export class NodePause implements LockOwner {
   /** Opens the sessions that it will need, and reads what is to be locked. */
   async prepare(): Promise<void> {
     const { pause, planned } = this.#order;
-    const reserving = this.#group || pause === 'all' ? undefined : this.#holder.reserve();
-    // It may fail before it is waited for.
-    reserving?.catch(() => undefined);
+    const { group } = this.#options;
+    const own = group
+      ? this.node.setUp(group.transaction)
+      : pause === 'writes' && this.#holder.reserve();
+    if (own) own.catch(() => undefined); // Told where it is waited for.
     if (planned) {
       const { tables, shared } = await this.#targets.read();
-      const needed = pause === 'all' ? tables : this.#options.group?.coversShared ? [] : shared;
-      await Promise.all([reserving, needed.length > 0 ? this.#holder.open(1) : undefined]);
+      const needed = pause === 'all' ? tables : group?.coversShared ? [] : shared;
+      await Promise.all([own, needed.length > 0 ? this.#holder.open(1) : undefined]);
     } else {
       // Other sessions are sure to block it.
-      await Promise.all([reserving, this.#targets.guess(), this.#holder.open(QUEUES)]);
+      await Promise.all([own, this.#targets.guess(), this.#holder.open(QUEUES)]);
     }
   }
 

@@ -6,6 +6,7 @@ import { queryAgain } from '../../../postgres/again.js';
 import { createPool, fill, type PoolOptions } from '../../../postgres/pool.js';
 import type { Connection } from '../../../postgres/session.js';
 import type { Queryable } from '../../../postgres/queryable.js';
+import type { Transaction } from '../../../postgres/transaction.js';
 import type { Address } from '../../../tasks/task.js';
 import { LockSpace } from './lock-space.js';
 import { TargetsReader } from './targets-reader.js';
@@ -117,7 +118,11 @@ export class PauseNode {
     this.targets = new TargetsReader(this.sessions);
     this.server = new Server({ key, name, watch: this.checks });
     const { server, sessions } = this;
-    this.locks = new LockTable({ server, sessions, most: MOST_SHARED, watch });
+    this.locks = new LockTable({
+      ...{ server, sessions, watch },
+      setup: OWN_TRANSACTION_ID,
+      most: MOST_SHARED,
+    });
     this.#watch = watch;
     watch.addServer(this.server);
   }
@@ -141,6 +146,11 @@ export class PauseNode {
     }
   }
 
+  /** Gives a transaction of a hold that began elsewhere what those of this node begin with. */
+  async setUp({ client }: Transaction): Promise<void> {
+    await client.query(OWN_TRANSACTION_ID);
+  }
+
   /** @throws when it does not answer, or not soon. */
   async ping(): Promise<void> {
     this.#ping ??= queryAgain(this.checks, { text: 'SELECT' }).finally(
@@ -160,3 +170,15 @@ const UNREACHED_MS = 60_000;
 const MOST_SHARED = 8;
 /** A server that takes longer to read its own locks is as good as unreachable. */
 const CHECK_MOST_MS = 1_000;
+
+/**
+ * To Citus's detector of distributed deadlocks all local transactions of a node are one. A client that waits for
+ * one session of a hold, while another session of a hold waits for that client, would be a cycle to it, and be
+ * cancelled. So each transaction of a hold has an id of its own, which Citus gives to none: its numbers count from 1.
+ */
+const OWN_TRANSACTION_ID = `
+  SELECT CASE WHEN (pg_catalog.get_current_transaction_id()).transaction_number = 0
+    THEN pg_catalog.assign_distributed_transaction_id(
+      l.groupid, ${2 ** 52} + pg_backend_pid(), clock_timestamp())
+    END
+  FROM pg_catalog.pg_dist_local_group AS l`;

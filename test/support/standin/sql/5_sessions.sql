@@ -269,3 +269,17 @@ BEGIN ATOMIC
          NULL::text, NULL::integer, NULL::text, NULL::integer, NULL::bigint
   WHERE false;
 END;
+
+-- The stand-in looks for no distributed deadlocks: its transactions have no ids.
+CREATE FUNCTION pg_catalog.get_current_transaction_id(OUT process_id integer, OUT transaction_number bigint)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+  SELECT pg_backend_pid(), 0::bigint;
+END;
+
+CREATE FUNCTION pg_catalog.assign_distributed_transaction_id(
+  initiator_node_identifier integer, transaction_number bigint, transaction_stamp timestamptz) RETURNS void
+LANGUAGE sql
+BEGIN ATOMIC
+  SELECT;
+END;
