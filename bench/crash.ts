@@ -20,7 +20,8 @@ import { GroupIds, IDS, reasonsText } from './load.js';
 import { Reports } from './reports.js';
 import { waitUntilWarm } from './warm.js';
 
-const SIDES = ['before_promote', 'suspect'] as const;
+/** `young`: suspect is reported to a controller that has been active for a second. */
+const SIDES = ['before_promote', 'suspect', 'young'] as const;
 type Side = (typeof SIDES)[number];
 
 const RUNS = countOf('RUNS', 5);
@@ -30,6 +31,7 @@ const THINK_MS = countOf('THINK_MS', 20);
 /** From the crash to the decision of the HA manager. */
 const DETECTION_MS = countOf('DETECTION_MS', 2_000);
 const PROGRESS = 5;
+const YOUNG_MS = 1_000;
 const ATTEMPT_MS = 2;
 
 interface Run {
@@ -57,13 +59,19 @@ async function measure(side: Side): Promise<Run[]> {
   try {
     const { cluster } = harness;
     progress(`${side}: ${RUNS} crashes on ${await serversText(cluster)}`);
-    await harness.startController({ ...CONTROLLER_SETTINGS, MPP_PAUSE: 'all' });
+    const settings = { ...CONTROLLER_SETTINGS, MPP_PAUSE: 'all' };
+    let controller = await harness.startController(settings);
     const ids = await GroupIds.read(harness.db, 1);
     const clients = startClients([cluster.coordinator, cluster.group(2).primary], ids);
     const reports = await Reports.start(cluster.coordinator);
     await waitUntilWarm([cluster.coordinator, cluster.group(2).primary]);
     const runs: Run[] = [];
     for (let run = 1; run <= RUNS; run += 1) {
+      if (side === 'young') {
+        await controller.end('SIGTERM');
+        controller = await harness.startController(settings);
+        await delay(YOUNG_MS);
+      }
       runs.push(await crash(harness, clients, reports, side));
       const { refusedMs, heldMs, failed, failedBefore } = runs.at(-1) as Run;
       progress(
@@ -118,12 +126,12 @@ async function crash(
   const decision = delay(DETECTION_MS);
   let heldAt: number | undefined;
   let reportedAt = failuresOf(clients);
-  if (side === 'suspect') {
+  if (side !== 'before_promote') {
     const { answeredAt } = await reports.send({ event: 'suspect', groupid, node: old }, 'holding');
     heldAt = answeredAt;
   }
   await Promise.all([killed, decision]);
-  if (side !== 'suspect') reportedAt = failuresOf(clients);
+  if (side === 'before_promote') reportedAt = failuresOf(clients);
   const promote = { event: 'before_promote', groupid, node: next } as const;
   const { answeredAt } = await reports.send(promote, 'holding');
   await group.promoteStandby();
