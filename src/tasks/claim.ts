@@ -105,9 +105,12 @@ const isSuperseded = (task: string): string => `
             AND @mpp.mpp_supersedes(n.event, n.source, ${task}.event, ${task}.source)
           OFFSET 0)`;
 
-/** Whether the newer task is done already, or a client's fact is pending that this one would undo. */
+/**
+ * Whether the newer task is done already, or a client's fact is pending that this one would undo. Of the tasks of a
+ * lost hold, which go back to the queue together, the older ones do not come too late.
+ */
 const comesTooLate = `
-        (t.attempt = 0 AND EXISTS (
+        ((t.attempt = 0 OR t.event = 'after_promote') AND EXISTS (
           SELECT
           FROM @mpp.mpp_tasks AS d
           WHERE d.status = 'done' AND d.source = 'client' AND d.event <> 'suspect'

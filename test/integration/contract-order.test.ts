@@ -67,6 +67,30 @@ describe('a report', () => {
     expect(await status(late)).toBe('superseded');
   });
 
+  it('that is committed while an older one goes back to the queue, and is done, supersedes it', async () => {
+    const older = await contract.report(FACT);
+    expect(await claim()).toBe(older);
+    await open.query('BEGIN');
+    const newer = await contract.report({ ...FACT, nodename: 'worker-2' }, open);
+    // Neither sees the other: the retry of the older one is due later.
+    await db.query('BEGIN');
+    await db.query(
+      "UPDATE mpp_tasks SET status = 'pending', not_before = now() + interval '1 h' WHERE id = $1",
+      [older],
+    );
+    await open.query('COMMIT');
+    await db.query('COMMIT');
+    expect(await status(older)).toBe('pending');
+    expect(await claim()).toBe(newer);
+    await db.query("UPDATE mpp_tasks SET status = 'done' WHERE id = $1", [newer]);
+    await db.query('UPDATE mpp_tasks SET not_before = NULL WHERE id = $1', [older]);
+    expect(await claim()).toBeUndefined();
+    expect(await contract.status(older)).toEqual({
+      status: 'superseded',
+      reason: `superseded by task ${newer}, after_promote of worker-2:5432`,
+    });
+  });
+
   it('that is committed after a newer one came to nothing runs', async () => {
     await open.query('BEGIN');
     const late = await contract.report(FACT, open);

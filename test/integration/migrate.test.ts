@@ -14,7 +14,7 @@ import { Installation } from '../support/installation.js';
 
 const FILES = [
   ...['tasks', 'triggers', 'functions', 'views', 'roles', 'holds', 'members', 'siblings'],
-  ...['locks', 'systems', 'access', 'leadership', 'probe_holds'],
+  ...['locks', 'systems', 'access', 'leadership', 'probe_holds', 'late_retries'],
 ];
 /** The advisory lock of postgres-migrations. */
 const LOCK = '-8525285245963000605';
