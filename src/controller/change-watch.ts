@@ -112,10 +112,7 @@ export class ChangeWatch {
   async #look(signal: AbortSignal): Promise<void> {
     const { read, interrupt, waitersForHold, cancel, cooldownMs, onEnded } = this.#options;
     try {
-      const [blockers, waiters] = await Promise.all([
-        read(this.#overdue),
-        waitersForHold().catch(() => new Set<number>()),
-      ]);
+      const blockers = await read(this.#overdue);
       const now = performance.now();
       for (const blocker of blockers.filter(({ ended }) => ended)) {
         onEnded(blocker, now - (this.#since.get(blocker.key) ?? now));
@@ -126,7 +123,10 @@ export class ChangeWatch {
       this.#since = judgement.since;
       this.#overdue = judgement.overdue;
       this.#tell(judgement.long, now);
-      await Promise.all(rest.filter((one) => isCircular(one, waiters)).map(cancel));
+      if (rest.some(({ kind }) => kind === 'session')) {
+        const waiters = await waitersForHold();
+        await Promise.all(rest.filter((one) => isCircular(one, waiters)).map(cancel));
+      }
       if (this.#isForcing) {
         if (rest.some(({ kind }) => kind !== 'session')) await interrupt();
       } else if (judgement.forced.length > 0 && this.#forced.length === 0) {

@@ -64,6 +64,31 @@ describe('what follows from a look at what blocks a change', () => {
 });
 
 describe('the watch of a change', () => {
+  it('cancels the statement of a session that waits for the hold of the change, and of no other', async () => {
+    const cancelled = await new Promise<ChangeBlocker>((resolve) => {
+      const watch = new ChangeWatch({
+        read: () =>
+          Promise.resolve([
+            blocker('1', { pid: 1 }),
+            blocker('2', { pid: 2, kind: 'block' }),
+            blocker('3', { pid: 3, mayEnd: false }),
+            blocker('4', { pid: 4 }),
+          ]),
+        interrupt: () => Promise.reject(new Error('it was interrupted')),
+        waitersForHold: () => Promise.resolve(new Set([2, 3, 4])),
+        cancel: (one) => {
+          resolve(one);
+          void watch.stop();
+          return Promise.resolve();
+        },
+        cooldownMs: COOLDOWN_MS,
+        onBlocked: () => undefined,
+        onEnded: () => undefined,
+      });
+    });
+    expect(cancelled.pid).toBe(4);
+  });
+
   it('does nothing more once it has stopped', async () => {
     let looks = 0;
     const watch = new ChangeWatch({

@@ -1,7 +1,9 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
+  partsOf,
   vertexOf,
+  waitersOf,
   WaitGraph,
   type Edge,
   type OwnSession,
@@ -172,3 +174,22 @@ function naive(
   });
   return Object.fromEntries(found.filter(([, pids]) => pids.length > 0));
 }
+
+describe('all that wait for a session', () => {
+  const [C, D] = [vertexOf('3', 30), vertexOf('3', 31)];
+
+  it('are those behind it, and behind these in turn', () => {
+    const edges = [edge(A, HOLD), edge(B, A), edge(C, D), edge(HOLD, D)];
+    expect([...waitersOf([HOLD], edges)].sort()).toEqual([A, B].sort());
+  });
+
+  it('are found once where they wait in a circle', () => {
+    expect([...waitersOf([HOLD], [edge(A, HOLD), edge(B, A), edge(A, B)])].sort()).toEqual(
+      [A, B].sort(),
+    );
+  });
+
+  it('have a process by which they are known on their server', () => {
+    expect(partsOf(vertexOf('127.0.0.1:5432', 4711))).toEqual({ key: '127.0.0.1:5432', pid: 4711 });
+  });
+});

@@ -353,7 +353,9 @@ export class GroupPause {
         .filter(({ pause }) => pause.isHolding)
         .map(async ({ pause: { node, sessions } }) => {
           const own = sessions.map(({ pid }) => node.server.vertexOf(pid));
-          return [...waitersOf(own, await node.server.waits())];
+          // A node that does not answer says nothing of its waits.
+          const waits = await node.server.waits().catch(() => []);
+          return [...waitersOf(own, waits)];
         }),
     );
     return new Set(found.flat().flatMap((vertex) => server.pidOf(vertex) ?? []));
