@@ -19,7 +19,8 @@ interface Options {
   readonly seeds: Generator<number>;
   readonly stages: number;
   readonly verbose: boolean;
-  readonly until: number;
+  /** No schedule begins after this moment, by performance.now(). */
+  until: number;
 }
 
 interface Totals {
@@ -39,6 +40,8 @@ async function main(): Promise<number> {
     struck: new Map(),
   };
   const began = performance.now();
+  // The schedules that run are finished, and counted.
+  process.once('SIGINT', () => (options.until = 0));
   await Promise.all(Array.from({ length: options.stages }, () => runStage(options, totals)));
   totals.ms = performance.now() - began;
   summarize(totals);

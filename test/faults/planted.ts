@@ -17,8 +17,14 @@ interface Bug {
 
 const BUGS: readonly Bug[] = [
   {
-    name: 'a missing fence: a task is finished whoever has claimed it meanwhile',
+    // Each of the two alone is made up for by the other.
+    name: 'a missing fence: the lock of a group is not taken, and a task is finished whoever has claimed it meanwhile',
     changes: [
+      {
+        file: 'controller/group-session.ts',
+        from: 'WHERE g.groupid = ${groupid} FOR UPDATE SKIP LOCKED`',
+        to: 'WHERE g.groupid = ${groupid}`',
+      },
       {
         file: 'tasks/finish.ts',
         from: 'ON t.id = a.id AND t.attempt = a.attempt\n    WHERE t.claimed_by = $3\n',
@@ -94,12 +100,13 @@ const BUGS: readonly Bug[] = [
 const SCHEDULES = 40;
 
 /**
- * Plants each bug in a copy of the project, and runs schedules until one is violated: `npm run
- * test:faults:planted`. Takes some minutes a bug.
+ * Plants each bug, or those whose name has the first argument, in a copy of the project, and runs schedules until
+ * one is violated: `npm run test:faults:planted`. Takes up to two minutes a bug.
  */
 async function main(): Promise<number> {
   let missed = 0;
-  for (const bug of BUGS) {
+  const [part = ''] = process.argv.slice(2);
+  for (const bug of BUGS.filter(({ name }) => name.includes(part))) {
     const found = await findBug(bug);
     if (found === undefined) missed += 1;
     process.stdout.write(`${bug.name}: ${found ?? `NOT FOUND in ${SCHEDULES} schedules`}\n`);
