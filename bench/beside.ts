@@ -1,9 +1,11 @@
 import { formatTable } from '../src/commands/table.js';
 import type { ControllerProcess } from '../test/support/controller-process.js';
+import { BusyClient } from '../test/support/faults/busy-client.js';
 import { terminated } from '../test/support/faults/hold-log.js';
 import { waitUntilNothingHeld } from '../test/support/faults/hold-sessions.js';
+import { waitUntilWarm } from '../test/support/faults/warm.js';
 import { Harness } from '../test/support/harness.js';
-import { keysOfGroup } from '../test/support/standin/schema.js';
+import type { Server } from '../test/support/servers/index.js';
 import {
   bench,
   choicesOf,
@@ -15,15 +17,15 @@ import {
   serversText,
 } from './bench.js';
 import { hundredths, ms, percentile, summary, summaryText } from './figures.js';
+import { rowsOfGroup, stopClients } from './load.js';
 import { Reports } from './reports.js';
-import { SteadyClient, waitForWork } from './steady-client.js';
-import { waitUntilWarm } from './warm.js';
 
 const PAUSES = ['writes', 'all'] as const;
 type Pause = (typeof PAUSES)[number];
 
 /** How many other groups are held. */
 const BESIDE = [0, 1, 7] as const;
+const MOST_BESIDE = Math.max(...BESIDE);
 
 const RUNS = countOf('RUNS', 10);
 /** With transactions on the measured group, on each of two entry nodes, without a pause between them. */
@@ -39,10 +41,10 @@ interface Result {
 }
 
 async function main(): Promise<void> {
-  const harness = await Harness.start({ groups: 1 + Math.max(...BESIDE) + 1, standbys: false });
+  const harness = await Harness.start({ groups: 2 + MOST_BESIDE, standbys: false });
   try {
     const { coordinator } = harness.cluster;
-    const entries = [coordinator, harness.cluster.group(2 + Math.max(...BESIDE)).primary];
+    const entries = [coordinator, harness.cluster.group(2 + MOST_BESIDE).primary];
     say(`${await serversText(harness.cluster)}, ${RUNS} runs,`);
     say(`${CLIENTS} clients on each of 2 nodes, transactions of ${LASTS_MS} ms on one group`);
     const controller = await harness.startController(CONTROLLER_SETTINGS);
@@ -60,22 +62,21 @@ async function main(): Promise<void> {
 async function measure(
   harness: Harness,
   controller: ControllerProcess,
-  entries: readonly Harness['cluster']['coordinator'][],
+  entries: readonly Server[],
   pause: Pause,
 ): Promise<Result> {
   const measured = await clientsOf(harness, entries, 1, CLIENTS);
   // One client for each group beside: it waits for that group's hold.
-  const others: SteadyClient[] = [];
-  for (let groupid = 2; groupid <= 1 + Math.max(...BESIDE); groupid += 1)
+  const others: BusyClient[] = [];
+  for (let groupid = 2; groupid <= 1 + MOST_BESIDE; groupid += 1)
     others.push(...(await clientsOf(harness, entries.slice(0, 1), groupid, 1)));
   const all = [...measured, ...others];
-  for (const client of all) client.start();
   const reports = await Reports.start(harness.cluster.coordinator);
   const before = terminated(controller.log).length;
   const holds = new Map<number, number[]>(BESIDE.map((count) => [count, []]));
   for (let run = 1; run <= RUNS; run += 1) {
     for (const count of BESIDE) {
-      await waitForWork(all, 2);
+      await Promise.all(all.map((client) => client.progress(2)));
       for (let groupid = 2; groupid < 2 + count; groupid += 1)
         await hold(harness, reports, groupid, pause);
       const took = await hold(harness, reports, 1, pause);
@@ -86,12 +87,10 @@ async function measure(
       await waitUntilNothingHeld(harness);
     }
   }
-  await Promise.all(all.map((client) => client.stop()));
+  const failed = await stopClients(all);
   await reports.stop();
-  const failures = all.flatMap((client) => client.failures);
-  for (const failure of failures.slice(0, 5)) progress(`failed: ${failure}`);
   return {
-    ...{ pause, holds, failed: failures.length },
+    ...{ pause, holds, failed },
     terminated: terminated(controller.log).length - before,
   };
 }
@@ -111,21 +110,26 @@ async function hold(
 /** Clients with transactions on rows of their own, so many on each node. */
 async function clientsOf(
   harness: Harness,
-  entries: readonly Harness['cluster']['coordinator'][],
+  entries: readonly Server[],
   groupid: number,
   count: number,
-): Promise<SteadyClient[]> {
-  const keys = await keysOfGroup(harness.db, groupid, 2 * count * entries.length);
-  for (const key of keys)
-    await harness.db.query('INSERT INTO items VALUES ($1, 0) ON CONFLICT DO NOTHING', [key]);
-  return entries.flatMap((server, entry) =>
-    Array.from({ length: count }, (_, index) => {
-      const first = 2 * (entry * count + index);
-      const ids = keys.slice(first, first + 2);
-      return new SteadyClient({ server, work: 'transaction', ids, thinkMs: 0, lastsMs: LASTS_MS });
-    }),
+): Promise<BusyClient[]> {
+  const ids = await rowsOfGroup(harness.db, groupid, 2 * count * entries.length);
+  return Promise.all(
+    entries.flatMap((server, entry) =>
+      Array.from({ length: count }, (_, index) => {
+        const first = 2 * (entry * count + index);
+        return BusyClient.start(server, [
+          [UPDATE, [ids[first]]],
+          [`SELECT pg_sleep(${LASTS_MS / 1_000})`],
+          [UPDATE, [ids[first + 1]]],
+        ]);
+      }),
+    ),
   );
 }
+
+const UPDATE = 'UPDATE items SET v = v + 1 WHERE id = $1';
 
 function table(results: readonly Result[]): string {
   return formatTable(

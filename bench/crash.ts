@@ -3,6 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { formatTable } from '../src/commands/table.js';
 import { Harness } from '../test/support/harness.js';
 import type { Server } from '../test/support/servers/index.js';
+import { waitUntilWarm } from '../test/support/faults/warm.js';
 import { waitUntilSynced } from '../test/support/standin/observe.js';
 import { startTraffic, type Traffic } from '../test/support/traffic/traffic.js';
 import {
@@ -18,7 +19,6 @@ import {
 import { ms, summary, summaryText } from './figures.js';
 import { GroupIds, IDS, reasonsText } from './load.js';
 import { Reports } from './reports.js';
-import { waitUntilWarm } from './warm.js';
 
 /** `young`: suspect is reported to a controller that has been active for a second. */
 const SIDES = ['before_promote', 'suspect', 'young'] as const;

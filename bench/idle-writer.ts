@@ -1,10 +1,11 @@
 import { formatTable } from '../src/commands/table.js';
 import { Actor } from '../test/support/faults/actor.js';
+import { BusyClient, type BusyStatement } from '../test/support/faults/busy-client.js';
 import { terminated } from '../test/support/faults/hold-log.js';
 import { waitUntilNothingHeld } from '../test/support/faults/hold-sessions.js';
+import { waitUntilWarm } from '../test/support/faults/warm.js';
 import { Harness } from '../test/support/harness.js';
 import type { Server } from '../test/support/servers/index.js';
-import { keysOfGroup } from '../test/support/standin/schema.js';
 import {
   bench,
   CONTROLLER_SETTINGS,
@@ -15,13 +16,21 @@ import {
   serversText,
 } from './bench.js';
 import { hundredths, ms } from './figures.js';
+import { rowsOfGroup, stopClients } from './load.js';
 import { Reports } from './reports.js';
-import { SteadyClient, waitForWork, type Work } from './steady-client.js';
-import { waitUntilWarm } from './warm.js';
 
 const PAUSES = ['writes', 'all'] as const;
 const ENTRIES = ['coordinator', 'worker'] as const;
-const WORKS: readonly Work[] = ['read', 'write', 'transaction'];
+const UPDATE = 'UPDATE items SET v = v + 1 WHERE id = $1';
+/** What clients repeat, on two rows of their own: a read, a write, and a transaction of two writes. */
+const WORKS: readonly ((one: number, other: number) => readonly BusyStatement[])[] = [
+  (one) => [['SELECT v FROM items WHERE id = $1', [one]]],
+  (one) => [[UPDATE, [one]]],
+  (one, other) => [
+    [UPDATE, [one]],
+    [UPDATE, [other]],
+  ],
+];
 
 const RUNS = countOf('RUNS', 2);
 /** Of each kind, on each entry node. */
@@ -78,50 +87,51 @@ async function measure(
   const controller = await harness.startController(CONTROLLER_SETTINGS);
   await waitUntilWarm(entries);
   const perNode = WORKS.length * CLIENTS;
-  const keys = await keysOfGroup(harness.db, 1, 1 + 4 * perNode);
-  for (const key of keys)
-    await harness.db.query('INSERT INTO items VALUES ($1, 0) ON CONFLICT DO NOTHING', [key]);
-  const nodes = entries.map((server, node) =>
-    Array.from({ length: perNode }, (_, index) => {
-      const first = 1 + 2 * (node * perNode + index);
-      const work = WORKS[index % WORKS.length] ?? 'read';
-      return new SteadyClient({
-        ...{ server, work, thinkMs: THINK_MS },
-        ids: keys.slice(first, first + 2),
-      });
-    }),
+  const [own = 0, ...ids] = await rowsOfGroup(harness.db, 1, 1 + 4 * perNode);
+  const writer = await Actor.connect(entries[writerEntry] ?? entries[0], 'idle writer');
+  await writer.begin(UPDATE, [own]);
+  const nodes = await Promise.all(
+    entries.map((server, node) => startClients(server, ids.slice(2 * node * perNode))),
   );
   const clients = nodes.flat();
-  const writer = await Actor.connect(entries[writerEntry] ?? entries[0], 'idle writer');
-  await writer.begin('UPDATE items SET v = v + 1 WHERE id = $1', [keys[0]]);
-  for (const client of clients) client.start();
-  await waitForWork(clients, 3);
+  await Promise.all(clients.map((client) => client.progress(3)));
   const reports = await Reports.start(harness.cluster.coordinator);
   const report = { event: 'before_demote', groupid: 1, pause, timeout: '1min' } as const;
   const node = harness.cluster.group(1).primary;
+  const waits = nodes.map((some) => some.map((client) => client.measureWaits(USUAL_MS)));
   const { sentAt, answeredAt } = await reports.send(
     { ...report, node, cooldown: `${COOLDOWN_S}s` },
     'holding',
   );
-  const longest = nodes.map((some) =>
-    Math.max(...some.map((client) => client.waitedMs(sentAt, answeredAt, USUAL_MS))),
-  );
+  // At once: from now on they wait for the hold itself.
+  const longest = waits.map((some) => Math.max(...some.map((waitedMs) => waitedMs())));
   await harness.db.query('SELECT mpp_release(1)');
   await waitUntilNothingHeld(harness);
-  await Promise.all(clients.map((client) => client.stop()));
+  const failed = await stopClients(clients);
   await writer.end();
   await reports.stop();
   const ended = terminated(controller.log);
   await controller.end('SIGTERM');
-  const failures = clients.flatMap((client) => client.failures);
-  for (const failure of failures.slice(0, 5)) progress(`failed: ${failure}`);
   return {
     heldMs: hundredths(answeredAt - sentAt),
     longestMs: [hundredths(longest[0] ?? 0), hundredths(longest[1] ?? 0)],
     others: ended.filter(({ application }) => application !== 'idle writer').length,
     isWriterTerminated: writer.isLost,
-    failed: failures.length,
+    failed,
   };
+}
+
+/** Of each kind of work so many clients, with the first of these rows. */
+async function startClients(server: Server, ids: readonly number[]): Promise<BusyClient[]> {
+  return Promise.all(
+    WORKS.flatMap((work, kind) =>
+      Array.from({ length: CLIENTS }, (_, index) => {
+        const first = 2 * (kind * CLIENTS + index);
+        const [one = 0, other = 0] = ids.slice(first, first + 2);
+        return BusyClient.start(server, work(one, other), THINK_MS);
+      }),
+    ),
+  );
 }
 
 function table(results: readonly Result[]): string {

@@ -1,7 +1,10 @@
 import type { Client } from 'pg';
+import type { BusyClient } from '../test/support/faults/busy-client.js';
 import type { Server } from '../test/support/servers/index.js';
+import { keysOfGroup } from '../test/support/standin/schema.js';
 import type { FailedStatement, Traffic, WorkKind } from '../test/support/traffic/traffic.js';
 import { startTraffic } from '../test/support/traffic/traffic.js';
+import { progress } from './bench.js';
 
 /** How many ids clients may use; the longest run inserts a fraction of them. */
 export const IDS = 150_000;
@@ -92,4 +95,24 @@ export function reasonsText(failures: readonly FailedStatement[], most = 4): str
     ...lines.slice(0, most).map(([line, count]) => `${count} x ${line}`.slice(0, 118)),
     ...(rest > 0 ? [`${rest} x other`] : []),
   ];
+}
+
+/** Rows of `items` in a group's shards, which are there afterwards. @returns their ids */
+export async function rowsOfGroup(
+  coordinator: Client,
+  groupid: number,
+  count: number,
+): Promise<number[]> {
+  const ids = await keysOfGroup(coordinator, groupid, count);
+  for (const id of ids)
+    await coordinator.query('INSERT INTO items VALUES ($1, 0) ON CONFLICT DO NOTHING', [id]);
+  return ids;
+}
+
+/** Ends clients, and names some of the errors that they stopped with. @returns how many have failed */
+export async function stopClients(clients: readonly BusyClient[]): Promise<number> {
+  await Promise.all(clients.map((client) => client.stop()));
+  const failures = clients.flatMap(({ failure }) => failure ?? []);
+  for (const { message } of failures.slice(0, 5)) progress(`failed: ${message}`);
+  return failures.length;
 }

@@ -17,8 +17,8 @@ interface Bug {
 
 const BUGS: readonly Bug[] = [
   {
-    // Each of the two alone is made up for by the other.
-    name: 'a missing fence: the lock of a group is not taken, and a task is finished whoever has claimed it meanwhile',
+    // The second alone was not found in 40 schedules: the lock makes up for it.
+    name: 'a missing fence: the lock of a group is not taken, and a task is finished that another controller has claimed meanwhile',
     changes: [
       {
         file: 'controller/group-session.ts',
@@ -96,7 +96,7 @@ const BUGS: readonly Bug[] = [
   },
 ];
 
-/** The fixed seeds, and as many again. */
+/** How many are run, from seed 1 on, before a bug counts as not found. */
 const SCHEDULES = 40;
 
 /**

@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, describe, inject, it } from 'vitest';
 import type { ControllerProcess } from '../support/controller-process.js';
+import { waitUntilWarm } from '../support/faults/warm.js';
 import { Harness } from '../support/harness.js';
-import { waitFor, type Server } from '../support/servers/index.js';
 
 /** What a controller does once it is active must not wait for its next heartbeat. */
 const SETTINGS = { MPP_HEARTBEAT: '10min', MPP_MEMBER_TTL: '1h' };
@@ -24,15 +24,8 @@ describe('the sessions that a hold takes', () => {
     return controller;
   }
 
-  /** Waits until a controller has idle sessions with each entry node, for locks and for checks. */
   async function areOpen(): Promise<void> {
-    for (const { primary } of h.cluster.groups) {
-      for (const purpose of ['pause', 'watch']) {
-        await waitFor(`sessions for ${purpose} on ${primary.name}`, async () => {
-          return (await idleSessions(primary, purpose)) >= 1;
-        });
-      }
-    }
+    await waitUntilWarm(h.cluster.groups.map(({ primary }) => primary));
   }
 
   it('are opened when a controller becomes active, before its first heartbeat', async () => {
@@ -52,13 +45,3 @@ describe('the sessions that a hold takes', () => {
     await areOpen();
   });
 });
-
-async function idleSessions(server: Server, purpose: string): Promise<number> {
-  return server.withSession(async (db) => {
-    const { rowCount } = await db.query(IDLE, [`mpp-controller ${purpose}`]);
-    return rowCount ?? 0;
-  });
-}
-
-const IDLE = `
-  SELECT FROM pg_stat_activity WHERE application_name = $1 AND state = 'idle'`;

@@ -1,13 +1,15 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import pg from 'pg';
 import { waitFor, type Server } from '../servers/index.js';
 
 /** One statement of a transaction that is repeated. */
 export type BusyStatement = readonly [text: string, values?: readonly unknown[]];
 
-/** A client that repeats a transaction without any pause, in one session, until it is stopped. */
+/** A client that repeats a transaction in one session until it is stopped. */
 export class BusyClient {
   readonly #session: pg.Client;
   readonly #statements: readonly BusyStatement[];
+  readonly #thinkMs: number;
   readonly #durations: number[] = [];
   readonly #done: Promise<void>;
   #stopping = false;
@@ -15,22 +17,26 @@ export class BusyClient {
   #sentAt: number | undefined;
   #failure: Error | undefined;
 
-  private constructor(session: pg.Client, statements: readonly BusyStatement[]) {
+  private constructor(session: pg.Client, statements: readonly BusyStatement[], thinkMs: number) {
     this.#session = session;
     this.#statements = statements;
+    this.#thinkMs = thinkMs;
     session.on('error', (error) => (this.#failure ??= error));
     this.#done = this.#run();
   }
 
-  /** @param statements of one transaction; a single one is sent without BEGIN and COMMIT. */
+  /**
+   * @param statements of one transaction; a single one is sent without BEGIN and COMMIT.
+   * @param thinkMs how long it pauses after each, in milliseconds
+   */
   static async start(
     server: Server,
     statements: readonly BusyStatement[],
-    application = 'shop',
+    thinkMs = 0,
   ): Promise<BusyClient> {
-    const session = new pg.Client({ ...server.connection, application_name: application });
+    const session = new pg.Client({ ...server.connection, application_name: 'shop' });
     await session.connect();
-    return new BusyClient(session, statements);
+    return new BusyClient(session, statements, thinkMs);
   }
 
   /** The first statement that failed, or the loss of the session; it has worked no further. */
@@ -83,6 +89,7 @@ export class BusyClient {
       while (!this.#stopping) {
         for (const [text, values = []] of statements) await this.#send(text, values);
         this.#rounds += 1;
+        if (this.#thinkMs > 0) await delay(this.#thinkMs);
       }
     } catch (error) {
       this.#failure ??= error as Error;

@@ -60,32 +60,34 @@ export class StatementClient {
 
   /** True while its statement waits, on any of the servers, for a session that `pattern` names. */
   async waitsFor(servers: readonly Server[], pattern: string): Promise<boolean> {
-    for (const server of servers.filter(({ isRunning }) => isRunning)) {
+    return isFound(servers, WAITS_FOR, (server) => {
       const pid = server === this.server ? this.pid : null;
-      const found = await server.withSession(async (db) => {
-        const { rowCount } = await db.query(WAITS_FOR, [pid, this.globalPid, pattern]);
-        return rowCount !== 0;
-      });
-      if (found) return true;
-    }
-    return false;
+      return [pid, this.globalPid, pattern];
+    });
   }
 
   /** True while its statement sleeps on another of these servers. */
   async sleeps(servers: readonly Server[]): Promise<boolean> {
-    for (const server of servers.filter((one) => one !== this.server)) {
-      const found = await server.withSession(async (db) => {
-        const { rowCount } = await db.query(SLEEPS, [this.globalPid]);
-        return rowCount !== 0;
-      });
-      if (found) return true;
-    }
-    return false;
+    const others = servers.filter((server) => server !== this.server);
+    return isFound(others, SLEEPS, () => [this.globalPid]);
   }
 
   async end(): Promise<void> {
     await this.#session.end().catch(() => undefined);
   }
+}
+
+/** True when one of the servers that run has a row for this query. */
+async function isFound(
+  servers: readonly Server[],
+  text: string,
+  valuesFor: (server: Server) => unknown[],
+): Promise<boolean> {
+  for (const server of servers.filter(({ isRunning }) => isRunning)) {
+    const { rowCount } = await server.withSession((db) => db.query(text, valuesFor(server)));
+    if (rowCount !== 0) return true;
+  }
+  return false;
 }
 
 function failure(error: unknown): Answer {
