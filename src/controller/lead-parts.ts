@@ -105,9 +105,16 @@ export class LeadParts {
     this.#verification.start();
   }
 
-  /** Ends the work, before the sessions that it is done in. @param control for a sign of life */
-  async stop(how: 'record' | 'abandon', control: pg.Client | undefined): Promise<void> {
-    const severing = this.#severIfSilent(control);
+  /**
+   * Ends the work, before the sessions that it is done in.
+   *
+   * @param signOfLife asks the server for one, in another session than the queue's
+   */
+  async stop(
+    how: 'record' | 'abandon',
+    signOfLife: (() => Promise<unknown>) | undefined,
+  ): Promise<void> {
+    const severing = this.#severIfSilent(signOfLife);
     await Promise.all([this.#listener.stop(), this.#verification.stop()]);
     await Promise.all([this.#topology.stop(), this.term.stop(how)]);
     await Promise.all([this.traffic.stop(), this.siblings.stop()]);
@@ -158,8 +165,8 @@ export class LeadParts {
   }
 
   /** A server that has vanished would keep every statement waiting that has been sent to it. */
-  async #severIfSilent(control: pg.Client | undefined): Promise<void> {
-    const asked = [this.db, ...(control ? [control] : [])].map((one) => one.query('SELECT'));
+  async #severIfSilent(signOfLife: (() => Promise<unknown>) | undefined): Promise<void> {
+    const asked = [this.db.query('SELECT'), ...(signOfLife ? [signOfLife()] : [])];
     const answers = Promise.any(asked).then(
       () => 'yes' as const,
       () => 'gone' as const,

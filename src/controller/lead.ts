@@ -39,6 +39,8 @@ export interface LeadOptions {
 const FINISH_LOOK_MS = 100;
 const SIBLINGS_MS = 2_000;
 const GONE_MS = 1_000;
+/** So long the end waits for a heartbeat that is under way. */
+const LAST_BEAT_MS = 2_000;
 
 /**
  * One controller's time as the active one, until it loses the leadership or is to stop. All sessions are
@@ -52,6 +54,8 @@ export class Lead {
   readonly #otherServer = new AbortController();
   readonly #presence = new OncePerChange();
   #control: ControlSession;
+  /** Ends with what was asked of the control session last: a session answers one query at a time. Never rejects. */
+  #asked: Promise<unknown> = Promise.resolve();
   /** Why the leadership is to be given up once no group is held. */
   #ending: DatabaseStateError | undefined;
   #pruning: Promise<void> | undefined;
@@ -87,7 +91,8 @@ export class Lead {
       // The leadership is given back last: until then no other controller takes up what is ended here.
       const { ended, client } = this.#control;
       const how = this.#stopping ? 'record' : 'abandon';
-      await this.#parts.stop(how, ended.aborted ? undefined : client);
+      const signOfLife = (): Promise<unknown> => this.#ask(() => client.query('SELECT'));
+      await this.#parts.stop(how, ended.aborted ? undefined : signOfLife);
       await this.#pruning;
       if (this.#stopping) await this.#forgetMe();
       await Promise.all([this.#control.close(), this.#parts.closeSessions()]);
@@ -122,7 +127,10 @@ export class Lead {
       }
       if (this.#ending && term.isIdle) throw this.#ending;
       try {
-        await untilAborted(over, this.#beat());
+        await untilAborted(
+          over,
+          this.#ask(() => this.#beat()),
+        );
       } catch (error) {
         if (error instanceof LeadershipLostError) {
           this.#logger.warn(`the leadership is lost: ${error.message}; holds are rolled back`);
@@ -140,9 +148,11 @@ export class Lead {
         isNew = true;
         continue;
       }
-      await untilAborted(over, forgetGone(this.#control.client)).catch((error: unknown) =>
-        this.#warnOfOldRows(error),
-      );
+      const { client } = this.#control;
+      await untilAborted(
+        over,
+        this.#ask(() => forgetGone(client)),
+      ).catch((error: unknown) => this.#warnOfOldRows(error));
       if (!siblings.isStarted) await this.#startSiblings();
       this.#prune();
       void this.#prewarm();
@@ -184,6 +194,7 @@ export class Lead {
     });
     if ('control' in outcome) {
       this.#control = outcome.control;
+      this.#asked = Promise.resolve();
       term.resume();
       return true;
     }
@@ -258,11 +269,29 @@ export class Lead {
     starting.catch(() => undefined);
   }
 
+  /** A heartbeat that ended after it would register this controller again. */
   async #forgetMe(): Promise<void> {
-    const control = this.#control;
-    if (control.ended.aborted) return;
-    const gone = markGone(control.client, this.#options.controller).catch(() => undefined);
-    await within(GONE_MS, gone, undefined);
+    const { ended, client } = this.#control;
+    if (ended.aborted) return;
+    const isQuiet = await within(
+      LAST_BEAT_MS,
+      this.#asked.then(() => true),
+      false,
+    );
+    if (!isQuiet) return;
+    const gone = this.#ask(() => markGone(client, this.#options.controller));
+    await within(
+      GONE_MS,
+      gone.catch(() => undefined),
+      undefined,
+    );
+  }
+
+  /** Does something on the control session once it has answered all else, also what nobody waits for any more. */
+  async #ask<T>(work: () => Promise<T>): Promise<T> {
+    const asked = this.#asked.then(work);
+    this.#asked = asked.catch(() => undefined);
+    return asked;
   }
 }
 

@@ -30,6 +30,27 @@ describe('SIGTERM', () => {
     await expectNothingLeft();
   });
 
+  it('while a heartbeat waits for a lock: nothing is left, and it does not register again', async () => {
+    const locker = await h.cluster.coordinator.connect();
+    await locker.query('BEGIN; LOCK TABLE mpp_controllers');
+    await waitFor('the heartbeat to wait for the table', async () => {
+      const { rowCount } = await h.db.query(
+        "SELECT FROM pg_stat_activity WHERE application_name = 'mpp-controller control' AND wait_event_type = 'Lock'",
+      );
+      return rowCount === 1;
+    });
+    const ended = controller.end('SIGTERM');
+    await waitFor('the controller to have ended its work', async () => {
+      const { rowCount } = await h.db.query(
+        "SELECT FROM pg_stat_activity WHERE application_name = 'mpp-controller listen'",
+      );
+      return rowCount === 0;
+    });
+    await locker.end();
+    expect(await ended).toBe(0);
+    await expectNothingLeft();
+  });
+
   it('with a hold: rolled back and written down', async () => {
     const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
     const promote = await h.request({ event: 'before_promote', groupid: 1, node: subject.next });
