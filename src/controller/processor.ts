@@ -196,9 +196,9 @@ export class Processor {
   }
 
   /**
-   * Where nothing of the transaction is left, a hold ends with it. A lost session leaves
-   * its tasks as they are: the sweep that follows gives them back to the queue while their deadline
-   * lasts, and it alone can tell whether a commit that got no answer has happened.
+   * Where nothing of the transaction is left, a hold ends with it. A lost session leaves its tasks as they are,
+   * whether its end was seen first or the failure of its statement: the sweep that follows gives them back to
+   * the queue while their deadline lasts, and it alone can tell whether a commit that got no answer has happened.
    */
   async #failed(
     task: Task,
@@ -209,9 +209,10 @@ export class Processor {
   ): Promise<Outcome> {
     const { db, controller, holds } = this.#place;
     const open = hold ?? holds.get(task.groupid);
-    if (open) holds.remove(open);
     // By the session, not by the error: Citus passes on those of its own connections to the nodes.
     const isLost = session ? !(await session.rollback()) : isSessionLost(error);
+    if (open && isLost) this.#place.onHoldLost(open);
+    else if (open) holds.remove(open);
     this.#tellFailure(task, error, log);
     const stopping = this.#place.stopping();
     const lost = { doubt: true, again: growingDelay(task.attempt) };
