@@ -15,7 +15,7 @@ export interface TriesOptions {
   /** The schemas whose tables a migration changes. */
   readonly schemas: readonly string[];
   readonly timeoutMs: number;
-  /** Called once for each set of sessions that a try has waited for. */
+  /** Called when a try has waited for a session that none before it has waited for. */
   readonly onBlocked?: ((text: string) => void) | undefined;
 }
 
@@ -59,7 +59,7 @@ export async function inShortTries<T>(
   work: (watched: WatchedClient) => Promise<T>,
 ): Promise<T> {
   const until = performance.now() + timeoutMs;
-  let announced = '';
+  const announced = new Set<string>();
   for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS)) {
     const tryMs = Math.ceil(Math.max(1, Math.min(TRY_MS, until - performance.now())));
     const began = await client.query<{ at: number }>(BEGIN_TRY, [`${tryMs}ms`]);
@@ -71,9 +71,9 @@ export async function inShortTries<T>(
       const blockers = await blockersSince(client, schemas, began.rows[0]?.at ?? 0);
       const leftMs = until - performance.now();
       if (leftMs <= 0) throw blocked(schema, timeoutMs, blockers, error);
-      const names = blockers.map(({ pid, gid }) => pid ?? gid).join();
-      if (names !== announced && names !== '') onBlocked?.(waitingText(blockers, leftMs));
-      announced = names;
+      const names = blockers.map(({ pid, gid }) => String(pid ?? gid));
+      if (names.some((name) => !announced.has(name))) onBlocked?.(waitingText(blockers, leftMs));
+      for (const name of names) announced.add(name);
       await delay(Math.min(pauseMs, leftMs));
     }
   }

