@@ -28,6 +28,7 @@ interface Totals {
   readonly began: number;
   schedules: number;
   looks: number;
+  lagMs: number;
   violations: number;
   memoryMb: number;
   readonly struck: Map<string, number>;
@@ -37,7 +38,7 @@ interface Totals {
 async function main(): Promise<number> {
   const options = optionsOf(process.argv.slice(2));
   const totals: Totals = {
-    ...{ began: performance.now(), schedules: 0, looks: 0, violations: 0, memoryMb: 0 },
+    ...{ began: performance.now(), schedules: 0, looks: 0, lagMs: 0, violations: 0, memoryMb: 0 },
     struck: new Map(),
   };
   // The schedules that run are finished, and counted.
@@ -125,9 +126,10 @@ async function judgeMemory(stage: Stage, totals: Totals): Promise<string[]> {
   return found;
 }
 
-function add(totals: Totals, { struck, looks }: Outcome, violations: number): void {
+function add(totals: Totals, { struck, looks, lagMs }: Outcome, violations: number): void {
   totals.schedules += 1;
   totals.looks += looks;
+  totals.lagMs = Math.max(totals.lagMs, lagMs);
   totals.violations += violations;
   for (const [kind, count] of struck)
     totals.struck.set(kind, (totals.struck.get(kind) ?? 0) + count);
@@ -147,13 +149,13 @@ function tellControllers(stage: Stage): void {
   }
 }
 
-function summarize({ began, schedules, looks, violations, memoryMb, struck }: Totals): void {
+function summarize({ began, schedules, looks, lagMs, violations, memoryMb, struck }: Totals): void {
   const faults = [...struck.values()].reduce((sum, count) => sum + count, 0);
   const kinds = [...struck].sort(([a], [b]) => a.localeCompare(b));
   const seconds = Math.round((performance.now() - began) / 1_000);
   print(
     `${schedules} schedules, ${faults} faults, ${violations} violations, ${seconds} s, ` +
-      `${looks} looks, controllers with ${memoryMb} MB at most`,
+      `${looks} looks, timers ${Math.round(lagMs)} ms late at most, controllers with ${memoryMb} MB at most`,
   );
   print(`  ${kinds.map(([kind, count]) => `${kind} ${count}`).join(', ')}`);
 }

@@ -21,6 +21,8 @@ export interface Outcome {
   /** The steps so far, each with the milliseconds since the start. */
   readonly trace: readonly string[];
   readonly looks: number;
+  /** By how much the machine was late at most, which the bounds allow for. */
+  readonly lagMs: number;
   readonly ms: number;
 }
 
@@ -39,17 +41,18 @@ class Run {
   readonly #lifts = new Map<number, { lift: Lift; from: number; fault: Fault }>();
   readonly #impaired: Span[] = [];
   readonly #reporters = new Map<number, Reporter>();
+  readonly #watcher: Watcher;
 
   constructor(stage: Stage) {
     this.#stage = stage;
     this.#db = stage.harness.db;
+    this.#watcher = new Watcher(stage.harness.cluster.coordinator);
   }
 
   async all(steps: readonly Step[]): Promise<Outcome> {
-    const { coordinator } = this.#stage.harness.cluster;
     const initial = await primaries(this.#db);
     for (const groupid of this.#stage.groups) this.#openReporter(groupid, initial);
-    const watcher = new Watcher(coordinator);
+    const watcher = this.#watcher;
     watcher.start(initial);
     try {
       for (const step of steps) await this.#step(step);
@@ -63,9 +66,10 @@ class Run {
       await this.#clear();
       for (const reporter of this.#reporters.values()) await reporter.end();
     }
+    if (watcher.looks === 0) this.#violations.push('the watcher has not seen anything');
     return {
       violations: [...this.#violations, ...watcher.violations],
-      ...{ struck: this.#struck, trace: this.#trace, looks: watcher.looks },
+      ...{ struck: this.#struck, trace: this.#trace, looks: watcher.looks, lagMs: watcher.lagMs },
       ms: performance.now() - this.#started,
     };
   }
@@ -130,7 +134,7 @@ class Run {
     if (struck === undefined) return;
     this.#lifts.delete(id);
     await struck.lift();
-    this.#impaired.push({ from: struck.from, to: Date.now() });
+    this.#impaired.push({ fault: struck.fault, from: struck.from, to: Date.now() });
   }
 
   async #liftAll(): Promise<void> {
@@ -249,6 +253,7 @@ class Run {
       ),
       roles: this.#stage.roles,
       impaired: [...this.#impaired].sort((a, b) => a.from - b.from),
+      lagMs: this.#watcher.lagMs,
     };
   }
 

@@ -37,6 +37,7 @@ export type LockPlace = (typeof LOCKS)[number];
 export type Fault =
   | { readonly kind: 'kill'; readonly slot: number }
   | { readonly kind: 'freeze'; readonly slot: number }
+  | { readonly kind: 'suspend'; readonly slot: number }
   | { readonly kind: 'terminate' | 'cancel'; readonly purpose: Purpose; readonly groupid: number }
   | { readonly kind: 'stop coordinator'; readonly mode: 'fast' | 'immediate' }
   | {
@@ -88,6 +89,7 @@ const STORIES = {
 const KINDS: Weights = {
   kill: 8,
   freeze: 5,
+  suspend: 5,
   terminate: 16,
   cancel: 10,
   'stop coordinator': 4,
@@ -225,6 +227,7 @@ function fault(random: Random, kinds: Weights, { groups, rows }: ScheduleOptions
   switch (kind) {
     case 'kill':
     case 'freeze':
+    case 'suspend':
       return { kind, slot };
     case 'terminate':
     case 'cancel':

@@ -26,6 +26,8 @@ export async function strike(stage: Stage, fault: Fault): Promise<Lift | undefin
       return kill(stage, fault.slot);
     case 'freeze':
       return freeze(stage, fault.slot);
+    case 'suspend':
+      return suspend(stage, fault.slot);
     case 'terminate':
     case 'cancel': {
       const { primary } = stage.harness.cluster.group(fault.groupid);
@@ -88,6 +90,19 @@ async function freeze(stage: Stage, index: number): Promise<Lift | undefined> {
     if (slot.controller === controller) slot.thaw();
     return Promise.resolve();
   });
+}
+
+/** As a machine that is suspended: the controller stands still, and the server ends its sessions meanwhile. */
+async function suspend(stage: Stage, index: number): Promise<Lift | undefined> {
+  const thaw = await freeze(stage, index);
+  if (thaw === undefined) return undefined;
+  await attempt(stage.harness.cluster.coordinator, (session) =>
+    session.query(
+      `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a WHERE a.usename = $1`,
+      [stage.slots[index]?.role],
+    ),
+  );
+  return thaw;
 }
 
 async function stop(server: Server, mode: 'fast' | 'immediate'): Promise<Lift | undefined> {

@@ -1,4 +1,7 @@
+import { mayDelay } from './delays.js';
 import type { StatusChange } from './recorder.js';
+import type { Fault } from './schedule.js';
+import { POLL_MS } from './stage.js';
 
 /** A task as the table has it once all is over. */
 export interface EndedTask {
@@ -23,8 +26,9 @@ export interface LogEntry {
   readonly after: string | null;
 }
 
-/** A time in which something kept controllers from working, in milliseconds of the clock. */
+/** How long a fault lasted, in milliseconds of the clock. */
 export interface Span {
+  readonly fault: Fault;
   readonly from: number;
   readonly to: number;
 }
@@ -45,10 +49,15 @@ export interface Evidence {
   /** The role of each controller, by its process id. */
   readonly roles: ReadonlyMap<number, string>;
   readonly impaired: readonly Span[];
+  /** By how much this machine was late at most, in milliseconds. */
+  readonly lagMs: number;
 }
 
-/** From the end of a fault until controllers work as before: sessions are lost, found out, and opened. */
-export const RECOVERY_MS = 6_000;
+/**
+ * From the end of a fault until controllers work as before: sessions are lost, found out, and opened, and the
+ * table is looked at where a notification was lost.
+ */
+const RECOVERY_MS = POLL_MS + 2_000;
 
 const NEXT: Readonly<Record<string, readonly string[]>> = {
   pending: ['pending', 'claimed', 'superseded', 'expired', 'rolled_back', 'cancelled'],
@@ -128,6 +137,7 @@ function judgePath(
 /** What only the controller that has claimed a task may make of it. */
 function isOwnWork({ status, reason }: StatusChange): boolean {
   if (['claimed', 'holding', 'done', 'discarded', 'failed'].includes(status)) return true;
+  if (status === 'pending') return !SWEPT.test(reason ?? '');
   return status === 'rolled_back' && !SWEPT.test(reason ?? '') && !/released by/.test(reason ?? '');
 }
 
@@ -161,16 +171,16 @@ function judgeEnd(task: EndedTask, evidence: Evidence): string[] {
 function judgeAnswer(
   task: EndedTask,
   entries: readonly LogEntry[],
-  { impaired }: Evidence,
+  { impaired, lagMs }: Evidence,
 ): string[] {
   if (task.event === 'after_promote') return [];
   const answer = entries.find(({ status }) => status !== 'pending' && status !== 'claimed');
   if (answer === undefined) return [];
   let due = task.created_ms + task.timeout_ms + 1_000;
-  for (const { from, to } of impaired) {
-    if (from <= due) due = Math.max(due, to + RECOVERY_MS);
+  for (const { fault, from, to } of impaired) {
+    if (from <= due && mayDelay(fault, task.groupid)) due = Math.max(due, to + RECOVERY_MS);
   }
-  const lateMs = Math.round(answer.logged_ms - due);
+  const lateMs = Math.round(answer.logged_ms - due - lagMs);
   return lateMs > 0
     ? [
         `task ${task.id} (${task.event} of group ${task.groupid}) was answered ${lateMs} ms too late`,
