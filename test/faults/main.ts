@@ -1,6 +1,6 @@
-import { readFile } from 'node:fs/promises';
 import { parseArgs } from 'node:util';
 import { errorText } from '../../src/postgres/session.js';
+import { Memory } from './memory.js';
 import { runSchedule, type Outcome } from './run-schedule.js';
 import { schedule } from './schedule.js';
 import { Stage } from './stage.js';
@@ -12,8 +12,8 @@ const [ROWS, MANY_ROWS] = [300, 100_000];
 /** The schedules of the short form, as far as its time goes; one with a new seed follows. */
 const FIXED = [1, 2, 3, 4, 5, 6, 7, 8];
 const SHORT_MS = 40_000;
-/** A controller has 60 to 110 MB, whatever it has done. */
-const MOST_MEMORY_MB = 300;
+/** In each fourth block of so many seeds no controller is killed, so that one gets old. */
+const BLOCK = 100;
 
 interface Options {
   readonly seeds: Generator<number>;
@@ -30,7 +30,7 @@ interface Totals {
   looks: number;
   lagMs: number;
   violations: number;
-  memoryMb: number;
+  readonly memory: Memory;
   readonly struck: Map<string, number>;
 }
 
@@ -38,7 +38,8 @@ interface Totals {
 async function main(): Promise<number> {
   const options = optionsOf(process.argv.slice(2));
   const totals: Totals = {
-    ...{ began: performance.now(), schedules: 0, looks: 0, lagMs: 0, violations: 0, memoryMb: 0 },
+    ...{ began: performance.now(), schedules: 0, looks: 0, lagMs: 0, violations: 0 },
+    memory: new Memory(),
     struck: new Map(),
   };
   // The schedules that run are finished, and counted.
@@ -100,9 +101,14 @@ async function runStage(options: Options, totals: Totals): Promise<void> {
       const rows = seed % 100 === 0 ? MANY_ROWS : ROWS;
       const outcome = await runSchedule(
         stage,
-        schedule(seed, { groups: GROUPS, faults: FAULTS, rows }),
+        schedule(seed, {
+          groups: GROUPS,
+          faults: FAULTS,
+          rows,
+          kills: Math.floor(seed / BLOCK) % 4 !== 3,
+        }),
       );
-      const violations = [...outcome.violations, ...(await judgeMemory(stage, totals))];
+      const violations = [...outcome.violations, ...(await judgeMemory(stage, totals.memory))];
       add(totals, outcome, violations.length);
       if (options.verbose || violations.length > 0) tell(seed, outcome, violations);
       if (violations.length > 0) tellControllers(stage);
@@ -113,15 +119,10 @@ async function runStage(options: Options, totals: Totals): Promise<void> {
   }
 }
 
-/** @returns a sentence for each controller that has more memory than it needs. */
-async function judgeMemory(stage: Stage, totals: Totals): Promise<string[]> {
+async function judgeMemory(stage: Stage, memory: Memory): Promise<string[]> {
   const found: string[] = [];
   for (const { role, controller } of stage.slots) {
-    if (controller === undefined) continue;
-    const status = await readFile(`/proc/${controller.pid}/status`, 'utf8').catch(() => '');
-    const mb = Math.round(Number(/VmRSS:\s+(\d+)/.exec(status)?.[1] ?? 0) / 1_024);
-    totals.memoryMb = Math.max(totals.memoryMb, mb);
-    if (mb > MOST_MEMORY_MB) found.push(`the controller of ${role} has ${mb} MB of memory`);
+    if (controller !== undefined) found.push(...(await memory.judge(role, controller.pid)));
   }
   return found;
 }
@@ -149,13 +150,13 @@ function tellControllers(stage: Stage): void {
   }
 }
 
-function summarize({ began, schedules, looks, lagMs, violations, memoryMb, struck }: Totals): void {
+function summarize({ began, schedules, looks, lagMs, violations, memory, struck }: Totals): void {
   const faults = [...struck.values()].reduce((sum, count) => sum + count, 0);
   const kinds = [...struck].sort(([a], [b]) => a.localeCompare(b));
   const seconds = Math.round((performance.now() - began) / 1_000);
   print(
     `${schedules} schedules, ${faults} faults, ${violations} violations, ${seconds} s, ` +
-      `${looks} looks, timers ${Math.round(lagMs)} ms late at most, controllers with ${memoryMb} MB at most`,
+      `${looks} looks, timers ${Math.round(lagMs)} ms late at most, ${memory.toString()}`,
   );
   print(`  ${kinds.map(([kind, count]) => `${kind} ${count}`).join(', ')}`);
 }

@@ -69,6 +69,8 @@ export interface ScheduleOptions {
   readonly faults: number;
   /** How many rows `rows` inserts at most. */
   readonly rows: number;
+  /** Whether controllers are killed. */
+  readonly kills: boolean;
 }
 
 /** What an HA side may report in a row: all of it, a part, twice the same, or what is not true. */
@@ -110,7 +112,7 @@ export function schedule(seed: number, options: ScheduleOptions): Step[] {
   const random = new Random(seed);
   const steps = interleave(random, reports(random, options.groups));
   // Few kinds at a time: with all of them together some hide what others would show.
-  const kinds = some(random, KINDS);
+  const kinds = some(random, options.kills ? KINDS : { ...KINDS, kill: 0 });
   for (let id = 0; id < options.faults; id += 1) {
     const at = random.below(steps.length + 1);
     const until = at + 1 + random.below(5);
