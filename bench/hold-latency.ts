@@ -106,8 +106,8 @@ async function targetOf(cluster: Cluster, groupid: number): Promise<Target> {
 
 function resultText(strategy: Strategy, { controller, bare }: Samples): string {
   const rows = [50, 99].map((percent) => {
-    const [ours, script] = [percentile(controller, percent), percentile(bare, percent)];
-    return [`p${percent}`, ms(ours), ms(script), `${(ours / script).toFixed(2)} x`];
+    const [own, script] = [percentile(controller, percent), percentile(bare, percent)];
+    return [`p${percent}`, ms(own), ms(script), `${(own / script).toFixed(2)} x`];
   });
   return `${strategy}\n${formatTable(['', 'CONTROLLER', 'BARE SCRIPT', 'RATIO'], rows)}`;
 }

@@ -17,7 +17,7 @@ export async function makeLoggedRole(cluster: Cluster): Promise<void> {
 
 /** One look of the controller at a server's lock waits. */
 export interface Look {
-  /** `chains`: around the sessions of ours that wait. `waits`: of all sessions. */
+  /** `chains`: around the controller's sessions that wait. `waits`: of all sessions. */
   readonly kind: 'chains' | 'waits';
   /** What the server needed for it. */
   readonly ms: number;

@@ -28,7 +28,7 @@ export const CONTROLLER_CONTRACT: Contract = {
   channel: 'mpp_task_status',
 };
 
-/** The client: the same whoever opens the hold. */
+/** The client: the same for each way to open the hold. */
 export class Reporter {
   readonly #client: Client;
   readonly #listener: Client;

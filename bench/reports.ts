@@ -7,7 +7,7 @@ import { COOLDOWN } from './bench.js';
 import { CONTROLLER_CONTRACT } from './reporter.js';
 
 /** How long a hold may take: until its cooldown is over, and some more. */
-const PATIENCE_MS = 40_000;
+const ANSWER_MOST_MS = 40_000;
 
 /** A report and its acknowledgement; times by performance.now(). */
 export interface Answer {
@@ -54,7 +54,7 @@ export class Reports {
       return {
         id,
         sentAt,
-        answeredAt: await this.#acknowledgements.received(id, status, PATIENCE_MS),
+        answeredAt: await this.#acknowledgements.received(id, status, ANSWER_MOST_MS),
       };
     } catch (error) {
       const reason = (await this.reason(id)) ?? 'no reason given';

@@ -109,7 +109,7 @@ async function locksOn(server: Server): Promise<number> {
   });
 }
 
-/** Ours are in the modes that make others wait; a session has some more for its own statements. */
+/** The controller's are in the modes that make others wait; a session has some more for its own statements. */
 const LOCKS = `
   SELECT count(*)::integer AS locks
   FROM pg_locks AS l

@@ -4,7 +4,7 @@ import type { ReportInput } from '../test/support/harness.js';
 import type { Group } from '../test/support/servers/index.js';
 import { commitTime, type Reports } from './reports.js';
 
-/** Whoever moves a group's primary in pg_dist_node, and makes its traffic wait meanwhile. */
+/** What moves a group's primary in pg_dist_node, and makes its traffic wait meanwhile. */
 export interface Switcher {
   /** What does not wait in the last hold though it was asked for, or null. */
   readonly reason: string | null;
@@ -100,7 +100,7 @@ const COOLDOWN_MS = 10_000;
 const TRIES = 10;
 
 /**
- * The statements of Patroni's coordinator side, by hand: the primary's row gets a name that nobody has
+ * The statements of Patroni's coordinator side, by hand: the primary's row gets a name that no node has
  * in a transaction on the coordinator, which ends with the new address. Nothing drains, no other node
  * pauses, reads go on. A hold that dies of a deadlock is missing, and the stop goes on without it.
  */
@@ -115,7 +115,7 @@ export class ByHand implements Switcher {
     this.#session = session;
   }
 
-  /** Holds that were the victim of a deadlock or of somebody's timeout. */
+  /** Holds that were the victim of a deadlock or of a timeout. */
   get holdsLost(): number {
     return this.#holdsLost;
   }

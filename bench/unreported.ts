@@ -64,13 +64,13 @@ async function failOver(harness: Harness, source: Source, patroni: RestServer): 
     await waitUntilSynced(harness.db);
   }
   const { rowCount } = await harness.db.query("SELECT FROM mpp_tasks WHERE source = 'client'");
-  if (rowCount !== 0) throw new Error('somebody has reported a failover that nobody should');
+  if (rowCount !== 0) throw new Error('a failover was reported that no client should report');
   await controller.end();
   await harness.db.query('DELETE FROM mpp_members');
   return times;
 }
 
-/** What a hook says, or Patroni answers from now on. The probe is told nothing. */
+/** What a hook says, or Patroni answers from now on. Nothing is reported to the probe. */
 async function tell(
   harness: Harness,
   { groupid, primary, standby }: Group,

@@ -21,7 +21,7 @@ import { makeWide, shardsOf } from './wide.js';
 const LOCKS = countOf('LOCKS', 10_000);
 const WAITING = countOf('WAITING', 100);
 const WAIT_MS = 3_000;
-/** What takes locks in small units after all, because somebody is in the way, gives back what it had. */
+/** What takes locks in small units after all, because of a blocking session, releases what it had. */
 const SETTLED_MS = 2_000;
 /** So long it may take until the crowd is there. */
 const CROWD_MS = 120_000;
@@ -191,7 +191,7 @@ function table(results: readonly Result[]): string {
       'HOLDS',
       'TIME p50 / max',
       'LOOKS A HOLD',
-      'AROUND OURS p50 / max',
+      'AROUND OWN p50 / max',
       'AT ALL p50 / max',
       'SERVER TIME A SECOND',
     ],

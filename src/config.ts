@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { connectionFromUrl } from './database-url.js';
-import { areDatabases, inDatabase, parseDatabases } from './databases.js';
+import { areDatabases, inDatabase, parseDatabases } from './each-database.js';
 import { ConfigError } from './errors.js';
 import { LOG_LEVELS } from './observe/logger.js';
 import { nodeCredentials, type NodeCredentials } from './postgres/node-connection.js';
@@ -224,14 +224,14 @@ export type SettingName = keyof typeof SETTINGS;
 
 type Values = { readonly [K in SettingName]: z.output<(typeof SETTINGS)[K]['schema']> };
 
-/** Everything that the program is told from outside. Times are in milliseconds. Frozen. */
+/** All settings of a process. Times are in milliseconds. Frozen. */
 export interface Settings extends Values {
   /** From DATABASE_URL, and for what it leaves out from the PG* variables. */
   readonly connection: Connection;
   /** How nodes other than the server of `connection` are logged in to: MPP_NODE_URL, or as there. */
   readonly node: NodeCredentials;
   /** The other databases of MPP_DATABASES than that of `connection`. */
-  readonly siblings: readonly string[];
+  readonly otherDatabases: readonly string[];
   /** `user:password` for Patroni's REST API, from MPP_PATRONI_AUTH. */
   readonly patroniAuth: string | undefined;
 }
@@ -269,7 +269,7 @@ export function loadSettings(
     ...values,
     connection: Object.freeze(connection),
     node: nodeCredentials(connection, env),
-    siblings: Object.freeze([]),
+    otherDatabases: Object.freeze([]),
     patroniAuth: env['MPP_PATRONI_AUTH'] || undefined,
   });
   const { databases } = settings;

@@ -15,7 +15,7 @@ const PATTERN = /^(\d+) ?(ms|s|min|h|d)$/;
 export const DURATION_FORM = 'a whole number with its unit, such as 500ms, 10s, 5min, 2h or 30d';
 
 /**
- * Reads a duration: `500ms`, `10s`, `5min`, `2h`, `30d`. A bare number is refused, because nobody can
+ * Reads a duration: `500ms`, `10s`, `5min`, `2h`, `30d`. A bare number is refused, because a reader cannot
  * tell seconds from milliseconds; so is `m`, which could be minutes or milliseconds.
  *
  * @returns milliseconds, a whole number of 0 or more

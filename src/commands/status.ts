@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import type { Settings } from '../config.js';
-import { eachDatabase } from '../databases.js';
+import { eachDatabase } from '../each-database.js';
 import { parseDuration } from '../duration.js';
 import { ConfigError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';

@@ -42,7 +42,7 @@ export interface Acknowledgement {
  * @param withinMs how long the server may take for it; one that is silent gets a little more
  * @returns the id of the task, a bigint in text
  * @throws CommandError with `EXIT.timedOut` when the server gave up and nothing was reported;
- *   UnreachableError, which says so when nobody can tell whether it was, or when no server takes writes
+ *   UnreachableError, which says so when it is not known whether it was, or when no server takes writes
  *   (with several hosts, not before the time is over); whatever PostgreSQL says about the input
  */
 export async function submitTask(
@@ -96,7 +96,7 @@ async function submitOnce(settings: Settings, report: Report, withinMs: number):
   });
 }
 
-/** What has become of a report whose statement failed, for whoever must decide to report again. */
+/** What has become of a report whose statement failed, for the caller, who must decide to report again. */
 function unreported(error: unknown, settings: Settings, withinMs: number): unknown {
   if (GIVEN_UP.has(sqlState(error) ?? '')) {
     return new CommandError(
@@ -115,8 +115,8 @@ function unreported(error: unknown, settings: Settings, withinMs: number): unkno
   }
   if (!isSessionLost(error)) return error;
   return new UnreachableError(
-    `lost the session with ${describeConnection(settings.connection)} (${errorText(error)}), nobody ` +
-      'can tell whether it was reported; see mpp-controller status, or report again, which does no harm',
+    `lost the session with ${describeConnection(settings.connection)} (${errorText(error)}); ` +
+      'it is not known whether it was reported: see mpp-controller status, or report again, which does no harm',
     error,
   );
 }

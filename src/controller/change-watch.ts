@@ -2,8 +2,8 @@ import type { ChangeBlocker } from '../mpp/abstract.js';
 import { Loop } from '../topology/loop.js';
 
 const LOOK_MS = 250;
-/** How long a transaction may block a change before a person is told, in milliseconds. */
-export const TOLD_AFTER_MS = 1_000;
+/** How long a transaction may block a change before the log names it, in milliseconds. */
+export const NAMED_AFTER_MS = 1_000;
 
 export interface ChangeWatchOptions {
   /** Reads what blocks the change, and ends those of the keys that do. */
@@ -31,7 +31,7 @@ export interface Judgement {
   readonly since: ReadonlyMap<string, number>;
   /** Transactions that are terminated if they still block it at the next look. */
   readonly overdue: readonly string[];
-  /** Those that a person is told of. */
+  /** Those that the log names. */
   readonly long: readonly ChangeBlocker[];
   /** Sessions past their cooldown that only the database itself can end, where nothing else blocks the change. */
   readonly forced: readonly ChangeBlocker[];
@@ -54,7 +54,7 @@ export function judgeBlockers(
   return {
     since,
     overdue: overdue.map(({ key }) => key),
-    long: blockers.filter((blocker) => blockedMs(blocker) >= TOLD_AFTER_MS),
+    long: blockers.filter((blocker) => blockedMs(blocker) >= NAMED_AFTER_MS),
     forced: isForced ? overdue : [],
   };
 }
@@ -72,7 +72,7 @@ export class ChangeWatch {
   readonly #firstLook: NodeJS.Timeout;
   #since: ReadonlyMap<string, number> = new Map();
   #overdue: readonly string[] = [];
-  #told = '';
+  #named = '';
   #sentence: string | undefined;
   #forced: readonly ChangeBlocker[] = [];
   #isForcing = false;
@@ -140,8 +140,8 @@ export class ChangeWatch {
 
   #tell(long: readonly ChangeBlocker[], now: number): void {
     const keys = long.map(({ key }) => key).join();
-    if (keys === '' || keys === this.#told) return;
-    this.#told = keys;
+    if (keys === '' || keys === this.#named) return;
+    this.#named = keys;
     const { cooldownMs, onBlocked } = this.#options;
     const named = long.map((blocker) => {
       const leftMs = cooldownMs - (now - (this.#since.get(blocker.key) ?? now));

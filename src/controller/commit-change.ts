@@ -13,7 +13,7 @@ import type { Queryable } from '../postgres/queryable.js';
 import { addDetail, isCancelled, isTaken } from '../postgres/sqlstate.js';
 import { formatAddress, type Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './bounds.js';
-import { ChangeWatch, TOLD_AFTER_MS } from './change-watch.js';
+import { ChangeWatch, NAMED_AFTER_MS } from './change-watch.js';
 import type { Hold } from './holds.js';
 import { describeGroup, primaryOf } from './nodes.js';
 import { persist, persistRows } from './persist.js';
@@ -77,13 +77,13 @@ async function takeTurn(
   hold: Hold,
 ): Promise<(() => void) | undefined> {
   const taking = place.changes.take();
-  const told = setTimeout(() => tellWaiting(place, work, WAITS_FOR_TURN), TOLD_AFTER_MS);
+  const naming = setTimeout(() => tellWaiting(place, work, WAITS_FOR_TURN), NAMED_AFTER_MS);
   try {
     const endTurn = await within(place.holds.remaining(hold), taking, undefined);
     if (endTurn === undefined) void taking.then((end) => end());
     return endTurn;
   } finally {
-    clearTimeout(told);
+    clearTimeout(naming);
   }
 }
 
@@ -328,7 +328,7 @@ function watchChange(place: Workplace, work: Work): ChangeWatch {
 /**
  * Writes down what the transaction has done, in it.
  *
- * @returns false when one of the tasks is no longer ours.
+ * @returns false when one of the tasks was claimed by another attempt.
  */
 async function record(
   place: Workplace,

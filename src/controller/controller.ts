@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
 import type { Settings } from '../config.js';
-import { inDatabase } from '../databases.js';
+import { inDatabase } from '../each-database.js';
 import { DatabaseStateError, MppError, UnreachableError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { componentLogger, type Logger } from '../observe/logger.js';
@@ -16,10 +16,10 @@ import {
 import { checkTopology } from '../topology/topology.js';
 import { packageVersion } from '../version.js';
 import { within } from '../within.js';
-import { ControlSession } from './leader.js';
-import { Lead } from './lead.js';
+import { ControlSession } from './control-session.js';
+import { ActiveController } from './active-controller.js';
 import { announce, markGone } from './presence.js';
-import { RivalWatch } from './rival-watch.js';
+import { NewerCoordinatorWatch } from './newer-coordinator-watch.js';
 import { SeveralControllers } from './several.js';
 import { TroubleReporter } from './trouble.js';
 import { pause, untilAborted } from './signal.js';
@@ -36,7 +36,7 @@ export interface Controller {
 
 /**
  * How often a standby asks whether it may lead. Waiting for the lock instead would be quicker, and would
- * take the lead from one that has lost its control session only, and its holds with it.
+ * take the leadership from one that has lost its control session only, and its holds with it.
  */
 const LEAD_MS = 100;
 /** A takeover that takes longer is not one of the short waits that belong to it. */
@@ -166,17 +166,17 @@ class ControllerProcess implements Controller {
     }
     this.#settled = true;
     this.#trouble.isOver();
-    const rivals = this.#watchRivals(control);
+    const watch = this.#watchForNewer(control);
     try {
-      await untilAborted(this.#abort.signal, rivals.start());
-      if (await this.#awaitLead(control, rivals, version)) {
+      await untilAborted(this.#abort.signal, watch.start());
+      if (await this.#awaitLead(control, watch, version)) {
         this.#hasLed = true;
-        await this.#lead(control, rivals, version);
+        await this.#serve(control, watch, version);
       }
     } finally {
       // An old coordinator that takes writes, too, must not be found first for ever.
-      if (rivals.found.aborted) this.#connection = tryLast(this.#connection, control.connection);
-      await Promise.all([rivals.stop(), control.close()]);
+      if (watch.found.aborted) this.#connection = tryLast(this.#connection, control.connection);
+      await Promise.all([watch.stop(), control.close()]);
     }
   }
 
@@ -190,9 +190,9 @@ class ControllerProcess implements Controller {
     });
   }
 
-  #watchRivals({ identity }: ControlSession): RivalWatch {
+  #watchForNewer({ identity }: ControlSession): NewerCoordinatorWatch {
     const { connection, schema, node: credentials, heartbeatMs } = this.#settings;
-    return new RivalWatch({
+    return new NewerCoordinatorWatch({
       ...{ identity, connection, schema, credentials },
       nodesQuery: this.#mpp.nodesQuery,
       intervalMs: heartbeatMs,
@@ -205,11 +205,15 @@ class ControllerProcess implements Controller {
    *
    * @throws DatabaseStateError when it could not act: `SCHEMA_…`, `REPLACED`.
    */
-  async #awaitLead(control: ControlSession, rivals: RivalWatch, version: string): Promise<boolean> {
+  async #awaitLead(
+    control: ControlSession,
+    watch: NewerCoordinatorWatch,
+    version: string,
+  ): Promise<boolean> {
     const { heartbeatMs } = this.#settings;
     let present = 0;
     while (!this.#stopping && !control.ended.aborted) {
-      rivals.found.throwIfAborted();
+      watch.found.throwIfAborted();
       const attempt = await control.tryLead();
       if (attempt.leads) {
         // The active one may have gone because of a migration.
@@ -246,14 +250,18 @@ class ControllerProcess implements Controller {
     }
   }
 
-  /** One term as the active controller, from the leader lock to its loss or the stop. */
-  async #lead(control: ControlSession, rivals: RivalWatch, version: string): Promise<void> {
+  /** The time as the active controller, from the leader lock to its loss or the stop. */
+  async #serve(
+    control: ControlSession,
+    watch: NewerCoordinatorWatch,
+    version: string,
+  ): Promise<void> {
     const { strategy, version: mppVersion } = control.handler;
     const connections = await readServerConnections(control.client);
     const sessions = divideSessions(this.#settings.maxSessions, connections);
-    const lead = new Lead(
+    const active = new ActiveController(
       {
-        // One term works on one server, whichever of several it was.
+        // Until the leadership is lost it works on one server, whichever of several it was.
         settings: { ...this.#settings, connection: control.connection },
         logger: this.#root,
         mpp: this.#mpp,
@@ -261,7 +269,7 @@ class ControllerProcess implements Controller {
         version,
         sessions,
         signal: this.#abort.signal,
-        replaced: rivals.found,
+        replaced: watch.found,
         open: () => this.#open(control.connection),
         onActive: () => {
           this.#logger.info(`active, with strategy ${strategy} on Citus ${mppVersion}`);
@@ -272,9 +280,9 @@ class ControllerProcess implements Controller {
       control,
     );
     try {
-      await lead.run();
+      await active.run();
     } finally {
-      this.#isUnrecorded = this.#stopping && lead.isUnrecorded;
+      this.#isUnrecorded = this.#stopping && active.isUnrecorded;
     }
     this.#trouble.clear();
   }

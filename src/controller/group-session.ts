@@ -3,7 +3,7 @@ import type { Queryable } from '../postgres/queryable.js';
 import { Transaction, type Bounds } from '../postgres/transaction.js';
 
 /**
- * A transaction that has the lock of one group. While it lives nobody else works on the group; when it
+ * A transaction that has the lock of one group. While it lives no other session works on the group; when it
  * dies, by whatever hand, the server frees the lock and lets the traffic go on.
  */
 export type GroupSession = Transaction;

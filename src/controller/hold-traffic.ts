@@ -38,7 +38,10 @@ export async function holdTraffic(
   const attempt = attemptOf(controller, task);
   if (hold.pause !== 'none') {
     const isHeld = (): boolean => holds.get(task.groupid) === hold;
-    const elsewhere = await place.siblings.follow({ ...task, ...attempt, isHeld }, place.signal);
+    const elsewhere = await place.otherDatabases.follow(
+      { ...task, ...attempt, isHeld },
+      place.signal,
+    );
     await hold.pausing?.whole();
     reason =
       [work.hold ? reason : (hold.pausing?.reason ?? reason), elsewhere]
@@ -47,7 +50,8 @@ export async function holdTraffic(
   }
 
   // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.
-  if (holds.get(task.groupid) !== hold) return { doubt: true, again: growingDelay(task.attempt) };
+  if (holds.get(task.groupid) !== hold)
+    return { mustInspect: true, again: growingDelay(task.attempt) };
   const { nodeid } = transition.node;
   let remaining: number | undefined;
   await persistRows(db, [attempt], async () => {
@@ -57,7 +61,7 @@ export async function holdTraffic(
   if (remaining === undefined) {
     // Released by an operator or taken over while the locks were waited for, or its row is locked.
     if (!work.hold && holds.remove(hold)) await session.rollback();
-    return { doubt: true, again: growingDelay(task.attempt) };
+    return { mustInspect: true, again: growingDelay(task.attempt) };
   }
   hold.attempts.push(attempt);
   holds.extend(hold, remaining);

@@ -29,9 +29,9 @@ const KEYS = 3;
 /**
  * The leadership of one schema's controllers, as one session sees it.
  *
- * The table mpp_leadership names the leader, and GRANT protects it. That the leader is alive is told by an
+ * The table mpp_leadership names the leader, and GRANT protects it. That the leader is alive is shown by an
  * advisory lock that its control session has on a random key: PostgreSQL frees it when the session ends,
- * and nobody can take it first. Nothing here waits for a lock of another session.
+ * and no other session can take it first. Nothing here waits for a lock of another session.
  */
 export class Leadership {
   readonly #client: pg.ClientBase;

@@ -2,13 +2,15 @@ import type { Node } from '../mpp/abstract.js';
 
 /** The primary of a group among rows of the catalog. */
 export function primaryOf(nodes: readonly Node[], groupid: number): Node | undefined {
-  return nodes.find((node) => node.ours && node.groupid === groupid && node.role === 'primary');
+  return nodes.find(
+    (node) => node.isInCluster && node.groupid === groupid && node.role === 'primary',
+  );
 }
 
 /** A group's rows as mpp_task_log shows them. */
 export function describeGroup(nodes: readonly Node[], groupid: number): Record<string, unknown>[] {
   return nodes
-    .filter((node) => node.ours && node.groupid === groupid)
+    .filter((node) => node.isInCluster && node.groupid === groupid)
     .map(({ nodeid, role, address }) => ({
       nodeid,
       noderole: role,

@@ -2,7 +2,7 @@ import { hostname } from 'node:os';
 import type { ClientBase } from 'pg';
 import { errorText } from '../postgres/session.js';
 import { sqlState } from '../postgres/sqlstate.js';
-import type { ControlSession } from './leader.js';
+import type { ControlSession } from './control-session.js';
 
 /** What a controller says of itself in mpp_controllers. */
 export interface Presence {

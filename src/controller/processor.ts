@@ -117,7 +117,7 @@ export class Processor {
     }
   }
 
-  /** Where nobody is kept from changing the primary's row, it is where it is now. */
+  /** Where other sessions may change the primary's row, it is where it is now. */
   #heldNode(hold: Hold, nodes: readonly Node[]): HeldNode {
     const { node } = hold;
     if (locksNodes(hold)) return node;
@@ -174,7 +174,7 @@ export class Processor {
     }
     hold.node = before.node;
     this.#tellFailure(task, error, log);
-    const outcome = { doubt: true, again: delay };
+    const outcome = { mustInspect: true, again: delay };
     try {
       await requeue(this.#place, task, failureText(error), delay);
     } catch (recording) {
@@ -215,13 +215,13 @@ export class Processor {
     else if (open) holds.remove(open);
     this.#tellFailure(task, error, log);
     const stopping = this.#place.stopping();
-    const lost = { doubt: true, again: growingDelay(task.attempt) };
+    const lost = { mustInspect: true, again: growingDelay(task.attempt) };
     if (isLost || stopping === 'abandon') return lost;
     try {
       const mine = attemptOf(controller, task);
       const earlier = open?.attempts ?? [];
       const failure = { task, mine, hold: earlier, error, stopping: stopping !== undefined };
-      return { doubt: true, again: await recordFailure(db, failure) };
+      return { mustInspect: true, again: await recordFailure(db, failure) };
     } catch (recording) {
       log.warn({ err: recording }, FAILURE_UNRECORDED);
       return lost;

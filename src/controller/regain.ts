@@ -1,7 +1,7 @@
 import { sameServer, type ServerIdentity } from '../postgres/identity.js';
 import type { LoginGate } from '../postgres/login-gate.js';
 import { errorText } from '../postgres/session.js';
-import type { ControlSession } from './leader.js';
+import type { ControlSession } from './control-session.js';
 import { pause } from './signal.js';
 
 export interface RegainOptions {
@@ -43,7 +43,7 @@ export async function regain(
   return { reason };
 }
 
-/** A session that leads, or none: one left open could lead later, and would keep it from us. */
+/** A session that leads, or none: one left open could lead later, and would keep it from this controller. */
 async function openLeading({
   open,
   identity,

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
-/** A wake-up that is remembered until somebody waits for it. */
+/** A wake-up that is remembered until it is waited for. */
 export class Signal {
   #raised = false;
   #waiter: (() => void) | undefined;

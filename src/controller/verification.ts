@@ -158,7 +158,7 @@ class NodeTaskCheck implements TaskCheck {
     const { groupid } = this.#task;
     const kept = nodes.filter(
       (node) =>
-        node.ours &&
+        node.isInCluster &&
         node.groupid === groupid &&
         node.role === 'secondary' &&
         this.#task.secondaries?.some((wanted) => sameAddress(wanted, node.address)),
@@ -232,7 +232,7 @@ class NodeTaskCheck implements TaskCheck {
     if (primary === undefined) return null;
     if (known !== null) return known;
     const others = nodes.filter(
-      (node) => node.ours && node.groupid === groupid && node.role === 'secondary',
+      (node) => node.isInCluster && node.groupid === groupid && node.role === 'secondary',
     );
     const registered = [primary, ...others].filter((node) => !sameAddress(node.address, address));
     const checks = await this.#checker.askAll(

@@ -1,7 +1,7 @@
 import type { Pool } from 'pg';
 import type { AbstractMPPHandler, Prefetch, Node, TrafficControl } from '../mpp/abstract.js';
 import type { Logger } from '../observe/logger.js';
-import type { Siblings } from '../siblings/siblings.js';
+import type { OtherDatabases } from '../databases/other-databases.js';
 import { attemptOf, requeueTasks } from '../tasks/finish.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS } from './bounds.js';
@@ -12,7 +12,7 @@ import { sameNodes } from './nodes.js';
 import { persist, persistRows } from './persist.js';
 import type { TaskCheck, Verification } from './verification.js';
 
-/** What all tasks of a term have in common. */
+/** What all tasks have in common while a controller leads. */
 export interface Workplace {
   /** For statements outside a group's transaction: acknowledgements and ends. */
   readonly db: Pool;
@@ -25,7 +25,7 @@ export interface Workplace {
   readonly traffic: TrafficControl;
   readonly verification: Verification;
   /** The other databases on the same nodes. */
-  readonly siblings: Pick<Siblings, 'follow'>;
+  readonly otherDatabases: Pick<OtherDatabases, 'follow'>;
   /** Aborted once the controller is to stop. */
   readonly signal: AbortSignal;
   /** Id of this controller. */
@@ -59,13 +59,13 @@ export interface Work {
 export interface Outcome {
   /** After how many milliseconds the queue should be looked at because of it. */
   readonly again?: number;
-  /** True after an error: what we know of the server is read again. */
-  readonly doubt?: boolean;
+  /** True after an error: what is known of the server is read again. */
+  readonly mustInspect?: boolean;
 }
 
 /**
  * Whether the committed rows are still those that the decision was made on. Asked once our locks keep
- * them as they are: somebody may have changed them while we waited for the locks.
+ * them as they are: another session may have changed them while the hold waited for the locks.
  */
 export async function rowsUnchanged(place: Workplace, { task, nodes }: Work): Promise<boolean> {
   const committed = await persist(() => place.handler().readNodes(place.db, task));

@@ -9,7 +9,7 @@ import type { Watch } from './watch.js';
 const GAP_MS = 250;
 /** So long a session blocks before the server is asked what it is, and so often while it still does. */
 const DESCRIBE_MS = 100;
-/** So long it blocks before people are told. */
+/** So long it blocks before the log names it. */
 const TELL_MS = 1_000;
 /** So long a blocker that was waited for outside the queue is known without being seen. */
 const PIN_MS = 5_000;
@@ -42,14 +42,14 @@ export class BlockingSessions {
   #graph: WaitGraph | undefined;
   /** Blockers of the hold that wait for what another one keeps. */
   #behindHold: ReadonlySet<Vertex> = new Set();
-  #told = '';
+  #named = '';
 
   constructor(options: BlockingSessionsOptions) {
     this.#options = options;
   }
 
   /** Takes note of what was seen. @param waiting sessions of the hold that wait for a lock */
-  see(graph: WaitGraph, waiting: readonly LockSession[], patienceMs: number): void {
+  see(graph: WaitGraph, waiting: readonly LockSession[], stayMs: number): void {
     this.#graph = graph;
     const now = performance.now();
     const own = waiting.map(({ server, pid }) => server.vertexOf(pid));
@@ -62,7 +62,7 @@ export class BlockingSessions {
       if (this.#roots.since(vertex) === undefined && this.#direct.since(vertex) === undefined)
         this.#described.delete(vertex);
     }
-    this.#describeLong(Math.min(DESCRIBE_MS, patienceMs), waiting);
+    this.#describeLong(Math.min(DESCRIBE_MS, stayMs), waiting);
     this.#cancelMaintenance();
     this.#tell(now);
   }
@@ -98,32 +98,32 @@ export class BlockingSessions {
   }
 
   /** The root blockers of a session that have blocked for so long. */
-  longOf(session: LockSession, patienceMs: number): Vertex[] {
+  longOf(session: LockSession, stayMs: number): Vertex[] {
     const roots = this.#graph?.rootBlockers(session.server.vertexOf(session.pid)) ?? [];
-    return [...roots].filter((vertex) => this.#isLong(vertex, patienceMs));
+    return [...roots].filter((vertex) => this.#isLong(vertex, stayMs));
   }
 
   /** The blockers of a session that have waited for another hold for so long. */
-  behindHoldOf(session: LockSession, patienceMs: number): Vertex[] {
+  behindHoldOf(session: LockSession, stayMs: number): Vertex[] {
     const blockers = this.#graph?.blockersOf(session.server.vertexOf(session.pid)) ?? [];
     return blockers.filter(
-      (vertex) => this.#behindHold.has(vertex) && this.#isLong(vertex, patienceMs),
+      (vertex) => this.#behindHold.has(vertex) && this.#isLong(vertex, stayMs),
     );
   }
 
   /** Whether each blocker of a session has stayed for so long, or waits for one that has or for a hold. */
-  isStuck(session: LockSession, patienceMs: number): boolean {
+  isStuck(session: LockSession, stayMs: number): boolean {
     const graph = this.#graph;
     if (graph === undefined) return false;
     const blockers = graph.blockersOf(session.server.vertexOf(session.pid));
-    const stays = (vertex: Vertex): boolean => this.#isLong(vertex, patienceMs);
+    const stays = (vertex: Vertex): boolean => this.#isLong(vertex, stayMs);
     return blockers.length > 0 && blockers.every((vertex) => graph.isStuck(vertex, stays));
   }
 
   /** It was in the same transaction when the server was asked: a session of short ones may be seen at each look. */
-  #isLong(vertex: Vertex, patienceMs: number): boolean {
+  #isLong(vertex: Vertex, stayMs: number): boolean {
     const readAt = this.#described.get(vertex)?.readAt ?? -Infinity;
-    return readAt - this.since(vertex) >= patienceMs;
+    return readAt - this.since(vertex) >= stayMs;
   }
 
   /**
@@ -264,9 +264,9 @@ export class BlockingSessions {
     const blockers = [...new Set([...this.#roots.longerThan(TELL_MS, now), ...behind])]
       .flatMap((vertex) => this.#described.get(vertex) ?? [])
       .sort((a, b) => a.server.name.localeCompare(b.server.name) || a.pid - b.pid);
-    const told = blockers.map(keyOf).join();
-    if (blockers.length === 0 || told === this.#told) return;
-    this.#told = told;
+    const named = blockers.map(keyOf).join();
+    if (blockers.length === 0 || named === this.#named) return;
+    this.#named = named;
     this.#options.onBlocked(blockers);
   }
 }

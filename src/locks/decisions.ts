@@ -4,19 +4,19 @@
  */
 
 /** A blocker that stays for so long is waited for outside the queue. */
-const PATIENCE_MS = 250;
-/** So many tries have that patience; each further one has half of it, so that all take a second at most. */
-const PATIENT_TRIES = 3;
+const STAY_MS = 250;
+/** So many tries stay that long; each further one half as long as the one before, so that all take a second at most. */
+const FULL_TRIES = 3;
 /** A blocker of reads alone is waited for so long, or for the cooldown; then the table's reads are not paused. */
-const READS_PATIENCE_MS = 1_500;
+const READS_STAY_MS = 1_500;
 
 /** How long a blocker may stay before this try, the first being 1, leaves the queue. */
-export function patienceOf(attempt: number): number {
-  return PATIENCE_MS / 2 ** Math.max(0, attempt - PATIENT_TRIES);
+export function stayOf(attempt: number): number {
+  return STAY_MS / 2 ** Math.max(0, attempt - FULL_TRIES);
 }
 
-function readsPatienceOf(cooldownMs: number): number {
-  return Math.min(READS_PATIENCE_MS, cooldownMs);
+function readsStayOf(cooldownMs: number): number {
+  return Math.min(READS_STAY_MS, cooldownMs);
 }
 
 /** Since when vertices have been seen without a break. */
@@ -71,7 +71,7 @@ export interface WaitedLock<B> {
    * only helps to take the others.
    */
   readonly need: 'writes' | 'reads' | 'drain';
-  /** Its root blockers that have stayed for longer than the hold's patience. */
+  /** Its root blockers that have stayed for longer than the hold stays behind them. */
   readonly long: readonly B[];
   /** Its blockers that wait for what another hold keeps, and have for as long. */
   readonly behindHold: readonly B[];
@@ -136,7 +136,7 @@ export function decide<B, L extends WaitedLock<B>>(hold: HoldState<B, L>): Decis
   const isDue = (blocker: B): boolean => canEnd(blocker) && now - since(blocker) >= cooldownMs;
   const mayLeave = hold.isPlanned && hold.ageMs < 2 * cooldownMs;
   const isLate = (blocker: B): boolean =>
-    !mayLeave || now - since(blocker) >= readsPatienceOf(cooldownMs);
+    !mayLeave || now - since(blocker) >= readsStayOf(cooldownMs);
   const stuckReads = nodes
     .filter(({ hasWrites }) => hasWrites)
     .flatMap((node) => node.waited)
@@ -160,7 +160,7 @@ export function decide<B, L extends WaitedLock<B>>(hold: HoldState<B, L>): Decis
           ...[...new Set(ofReads)]
             .filter((one) => !ofWrites.has(one))
             .map((blocker) => ({
-              ...{ blocker, mostMs: readsPatienceOf(cooldownMs), thenTerminate: false },
+              ...{ blocker, mostMs: readsStayOf(cooldownMs), thenTerminate: false },
             })),
         ]
       : [],

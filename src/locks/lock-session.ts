@@ -276,7 +276,7 @@ export class LockSession {
     this.#onActive();
   }
 
-  /** Never throws; who waits in `taking` is told of the failure. */
+  /** Never throws; `taking` throws the failure. */
   async #run(): Promise<void> {
     // #running is set by now, and unset at the moment when the work ends.
     await Promise.resolve();
@@ -386,7 +386,7 @@ export class LockSession {
     this.#requests = this.#requests.filter((other) => other !== request);
   }
 
-  /** After an obstacle: one by one from now on, and without what was to be had at once. */
+  /** After a blocker turned up: one by one from now on, and without what was to be had at once. */
   #split(): void {
     this.#requests = this.#requests
       .filter(({ nowait }) => !nowait)

@@ -27,8 +27,8 @@ export interface Node {
   readonly role: 'primary' | 'secondary' | 'unavailable';
   /** Of a clone: the nodeid of the primary that it follows. */
   readonly cloneOf?: number;
-  /** False for a row of another node cluster: somebody's own, never touched. */
-  readonly ours: boolean;
+  /** False for a row of another node cluster, which is never touched. */
+  readonly isInCluster: boolean;
 }
 
 /** What a group's hold has changed so far, unseen by others until it commits. */
@@ -126,7 +126,7 @@ export interface Pausing {
   /** Processes of the coordinator whose statements wait for it on other nodes, and so for its end. */
   waiters(): Promise<ReadonlySet<number>>;
   readonly strategy: string;
-  /** True when nobody else can change the catalog's rows until it ends. */
+  /** True when no other session can change the catalog's rows until it ends. */
   readonly locksNodes: boolean;
   /** Tells it where the primary will be, if the strategy writes that down early. */
   retarget(
@@ -141,7 +141,7 @@ export interface Pausing {
   extend(remainingMs: number): void;
 }
 
-/** Makes traffic wait. It keeps sessions of its own, as long as a term of the controller lasts. */
+/** Makes traffic wait. It keeps sessions of its own, as long as the controller leads. */
 export interface TrafficControl {
   /**
    * @throws DatabaseStateError when it cannot be done on this server as it is; else the error of a
@@ -203,8 +203,8 @@ export interface AbstractMPP {
   readonly name: string;
 
   /**
-   * SELECT of all rows of the catalog, for statements that compare it with ours: nodeid, groupid,
-   * nodename, nodeport, noderole (see `Node.role`, as text), ours (see `Node.ours`), cloneof
+   * SELECT of all rows of the catalog, for statements that compare it with tables of the schema: nodeid, groupid,
+   * nodename, nodeport, noderole (see `Node.role`, as text), in_cluster (see `Node.isInCluster`), cloneof
    * (see `Node.cloneOf`).
    */
   readonly nodesQuery: string;

@@ -6,7 +6,7 @@ export type MPPSettings = Pick<Settings, 'schema' | 'strategy'> &
   Partial<Pick<Settings, 'connection'>>;
 
 export interface BootstrapOptions {
-  /** The database to make; whoever connects must be a superuser. */
+  /** The database to make; the role that connects must be a superuser. */
   readonly connection: Connection;
   readonly schema: string;
   /** How long migrations wait for their lock, in milliseconds. */
@@ -59,7 +59,7 @@ export interface GucState {
   readonly pendingRestart: boolean;
   /** Given when the server was started (`-c`): files, and so ALTER SYSTEM, have no effect. */
   readonly onCommandLine: boolean;
-  /** False where it can be reloaded. True for a parameter that nobody knows before it is loaded. */
+  /** False where it can be reloaded. True for a parameter that the server does not know before the library is loaded. */
   readonly needsRestart: boolean;
 }
 

@@ -42,7 +42,7 @@ export function isMissingDatabase(error: unknown): boolean {
   return error instanceof UnreachableError && sqlState(error.cause) === UNDEFINED_DATABASE;
 }
 
-/** @returns false when somebody else made it first */
+/** @returns false when another session made it first */
 async function createDatabase(connection: Connection, database: string): Promise<boolean> {
   const client = await openSession({ ...connection, database: 'postgres' }, 'bootstrap');
   try {

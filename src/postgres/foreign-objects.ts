@@ -4,7 +4,7 @@ import { bookkeepingSchema } from './migrate.js';
 
 /**
  * Refuses a schema in which another role has objects that a migration could take for PostgreSQL's own or for
- * ours: a function or operator named like one of pg_catalog, or anything named mpp_. The migrating
+ * this project's: a function or operator named like one of pg_catalog, or anything named mpp_. The migrating
  * role would run them with its rights. Trusted are superusers, this role, and the owners of the database,
  * of the schema and of the table in which the applied migrations are written down.
  *

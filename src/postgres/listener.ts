@@ -18,7 +18,7 @@ const RETRY_MS = 500;
 
 /**
  * Wakes the caller on NOTIFY, for as long as it is started, through any number of lost sessions.
- * A notification is only ever a hint; whoever listens also polls.
+ * A notification is only ever a hint; a listener also polls.
  */
 export class Listener {
   readonly #options: ListenerOptions;

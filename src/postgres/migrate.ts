@@ -253,7 +253,7 @@ function newerSchema(schema: string, applied: number, known: number): DatabaseSt
   );
 }
 
-/** As postgres-migrations makes it; it looks for the name in any schema, so it must find ours first. */
+/** As postgres-migrations makes it; it looks for the name in any schema, so it must find this one first. */
 const BOOKKEEPING_TABLE = `
   CREATE TABLE IF NOT EXISTS migrations (
     id integer PRIMARY KEY,

@@ -27,7 +27,7 @@ export interface PoolOptions {
   readonly identity?: ServerIdentity;
   /** Called when another server answered, or the same one as a standby. */
   readonly onOtherServer?: () => void;
-  /** Told of sessions that break while nobody uses them. */
+  /** Called with the error of an idle session that breaks. */
   readonly onIdleError: (error: Error) => void;
   /** Shared by all sessions that log in with the same credentials. */
   readonly gate?: LoginGate;
@@ -149,7 +149,7 @@ type ConnectCallback = (
 ) => void;
 
 /**
- * Opens sessions until there are so many, for whoever needs them next.
+ * Opens sessions until there are so many, for the next uses.
  *
  * @param tryOut run on each: what it reads and plans is known to the session from then on
  * @throws when one could not be had

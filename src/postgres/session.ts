@@ -28,7 +28,7 @@ export interface Connection extends Omit<
   readonly passwordFile?: string;
 }
 
-/** What every session of ours is called in pg_stat_activity: `mpp-controller`, then what it is for. */
+/** What each session of the controller is called in pg_stat_activity: `mpp-controller`, then what it is for. */
 export function applicationName(purpose: string): string {
   return `mpp-controller ${purpose}`;
 }
@@ -60,7 +60,7 @@ export function sessionConfig(connection: Connection, purpose: string): pg.Clien
   };
 }
 
-/** Unix sockets have no TLS, and what is never encrypted needs nobody to settle it. */
+/** Unix sockets have no TLS, and what is never encrypted needs no decision. */
 function needsStream({ tls, host, hostaddr }: Connection): boolean {
   if (hostaddr !== undefined) return true;
   return tls?.mode !== 'disable' && host?.startsWith('/') !== true;
@@ -261,7 +261,7 @@ function describeServers(connection: Connection): string {
     .join(',');
 }
 
-/** A message may come from a server that is not ours. */
+/** A message may come from a server that is not PostgreSQL. */
 const MOST_TEXT = 1_000;
 
 /**

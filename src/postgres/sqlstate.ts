@@ -42,7 +42,7 @@ export function addDetail(error: unknown, sentence: string): void {
   error.detail = [error.detail, sentence].filter(Boolean).join('; ');
 }
 
-/** True when a unique value has come to be somebody else's. */
+/** True when a unique value is another row's by now. */
 export function isTaken(error: unknown): boolean {
   return sqlState(error) === '23505';
 }

@@ -66,7 +66,7 @@ export class Transaction {
   /**
    * For the statements of the transaction.
    *
-   * @throws Error once the transaction has ended: the session may be somebody else's by then.
+   * @throws Error once the transaction has ended: the session may have another use by then.
    */
   get client(): PoolClient {
     if (this.#released) throw new Error('this transaction has ended');
@@ -161,7 +161,7 @@ export class Transaction {
   /**
    * Ends the transaction without effect. Never throws: a session that cannot is closed.
    *
-   * @returns false when the session was lost; nobody can tell then how its last statement ended.
+   * @returns false when the session was lost; how its last statement ended is not known then.
    */
   async rollback(): Promise<boolean> {
     if (this.#released) return false;
@@ -220,10 +220,10 @@ function boundsSql([idle, lock, statement, transaction]: readonly string[]): str
  * what is begun here, or fail.
  *
  * A process that waits for a lock does not look whether its client is still there, and a dead one's place
- * in the queue keeps everybody waiting: so it is told to look.
+ * in the queue keeps all behind it waiting: so it is set to look.
  *
  * A transaction that waits for a lock looks for a deadlock after deadlock_timeout, and is the one that
- * dies of it. Ours must not: whoever waits for us looks as well. Setting it takes a right.
+ * dies of it. The controller's must not: the sessions that wait for it look as well. Setting it takes a right.
  */
 async function begin(
   client: PoolClient,

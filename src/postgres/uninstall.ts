@@ -15,7 +15,7 @@ SET LOCAL search_path = pg_catalog;
 
 DO $uninstall$
 DECLARE
-    ours      constant oid := (SELECT oid FROM pg_namespace WHERE nspname = current_setting('mpp.schema'));
+    installed constant oid := (SELECT oid FROM pg_namespace WHERE nspname = current_setting('mpp.schema'));
     statement text;
 BEGIN
     IF EXISTS (
@@ -28,25 +28,25 @@ BEGIN
     -- All of a kind in one statement, because they use one another.
     FOR statement IN
         SELECT format('DROP VIEW %s', string_agg(oid::regclass::text, ', '))
-        FROM pg_class WHERE relnamespace = ours AND relkind = 'v' AND relname ~ '^mpp_'
+        FROM pg_class WHERE relnamespace = installed AND relkind = 'v' AND relname ~ '^mpp_'
         HAVING count(*) > 0
         UNION ALL
         SELECT format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass)
         FROM pg_trigger JOIN pg_class AS c ON c.oid = tgrelid
-        WHERE c.relnamespace = ours AND c.relname ~ '^mpp_' AND NOT tgisinternal
+        WHERE c.relnamespace = installed AND c.relname ~ '^mpp_' AND NOT tgisinternal
     LOOP
         EXECUTE statement;
     END LOOP;
     FOR statement IN
         SELECT format('DROP ROUTINE %s', string_agg(oid::regprocedure::text, ', '))
-        FROM pg_proc WHERE pronamespace = ours AND proname ~ '^mpp_'
+        FROM pg_proc WHERE pronamespace = installed AND proname ~ '^mpp_'
         HAVING count(*) > 0
     LOOP
         EXECUTE statement;
     END LOOP;
     FOR statement IN
         SELECT format('DROP TABLE %s', string_agg(oid::regclass::text, ', '))
-        FROM pg_class WHERE relnamespace = ours AND relkind = 'r' AND relname ~ '^mpp_'
+        FROM pg_class WHERE relnamespace = installed AND relkind = 'r' AND relname ~ '^mpp_'
         HAVING count(*) > 0
         UNION ALL
         -- The schema in which migrate keeps its own table.

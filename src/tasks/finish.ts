@@ -41,7 +41,7 @@ const MINE = `
     FOR UPDATE OF t SKIP LOCKED
   )`;
 
-/** How the rows of some attempts stand: all locked now, some locked by another session, or no longer ours. */
+/** How the rows of some attempts stand: all locked now, some locked by another session, or claimed by another attempt. */
 export type RowsState = 'locked' | 'busy' | 'lost';
 
 /**
@@ -145,7 +145,7 @@ const RECORD_CHANGE =
 /**
  * Ends every task of a change at once, in the transaction that makes the change.
  *
- * @returns false when one of them is no longer ours; the caller must then roll back.
+ * @returns false when one of them was claimed by another attempt; the caller must then roll back.
  */
 export async function completeTasks(
   transaction: ClientBase,

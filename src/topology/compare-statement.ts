@@ -1,4 +1,4 @@
-/** Groups that one comparison deals with. Whoever compares does it again at once while tasks are made. */
+/** Groups that one comparison deals with. The caller compares again at once while tasks are made. */
 const MOST_GROUPS = 250;
 /** Secondaries that a task may name. Members that were invented must not make the statement fail. */
 const MOST_SECONDARIES = 64;
@@ -17,36 +17,36 @@ const IS_SUSPECT = "t.event = 'suspect' AND t.source = 'probe'";
  * From the cheap to the dear: `differing` is one hash join of all members with all rows of the catalog,
  * and as a rule gives no group; everything after it looks at those groups alone.
  *
- * - `successor`: a coordinator that was promoted after this server. What ours says is not true any more
- *   then, and nothing is done; that the lead ends is for RivalWatch, which asks that server itself. A report
+ * - `newer`: a coordinator that was promoted after this server. What this one says is not true any more
+ *   then, and nothing is done; that this controller stops is for NewerCoordinatorWatch, which asks that server itself. A report
  *   by mpp_report alone does not count here: any client could stop the work on every group with it.
- * - `differing`: a fresh member whose row is not as it says, or a task of ours that may be out of date; a
+ * - `differing`: a fresh member whose row is not as it says, or a task of the controller's that may be out of date; a
  *   suspect of the probe is one.
  * - `asked`: some of them, because what follows grows with the square of their number; those without
- *   a task of ours first, and by lot, so that groups for which nothing can be done keep nobody out.
+ *   the controller's tasks first, the rest in random order, so that groups for which nothing can be done do not keep others out.
  * - `candidate`: without a hold, but for one of the probe, and without a task of a client, whose word comes
  *   first. `fact` is the newest thing a client said of the group that came true: what was seen before it
- *   counts no more. `suspected`: since when the probe has doubted the primary; who claimed to be it before
+ *   counts no more. `suspected`: since when the probe has suspected the primary; who claimed to be it before
  *   that has to be seen again.
  * - `fresh`: without the further names of a server that the catalog has under another one.
  * - `counting`: a report is old news when another source saw the same node change after it. So is what a
  *   hook said of a primary when another node has become it since: hooks report changes, and the old
  *   primary's may have died with it. A source that looks time and again is believed until it looks again.
  * - `leader`: the node that all say is the primary, if no other claims to be, or if the timelines of all
- *   that do are known and its own is higher. Otherwise nobody is, and the group is left alone.
+ *   that do are known and its own is higher. Otherwise no node is, and the group is left alone.
  * - `base`: the secondaries as they are after the move; a swap makes one of the old primary.
  * - `lost` and `found`: only what a fresh report says. A node about which nothing is known stays as it
  *   is; one that is down goes when it has been down for as long as a report counts, so that a restart
  *   does not cost it its row. Without either, the task leaves the secondaries alone (null).
  *
  * The task is made by mpp_submit, because INSERT fires its statement triggers even for no row, and the
- * notification of ours would be a write.
+ * notification from the controller would be a write.
  */
 export function compareStatement(nodesQuery: string): string {
   return `
   WITH node AS MATERIALIZED (
     ${nodesQuery}
-  ), successor AS MATERIALIZED (
+  ), newer AS MATERIALIZED (
     SELECT m.nodename, m.nodeport, m.timeline
     FROM @mpp.mpp_members AS m
     WHERE m.groupid = 0 AND m.source = ANY ($2::text[]) AND m.source <> 'table'
@@ -57,7 +57,7 @@ export function compareStatement(nodesQuery: string): string {
     SELECT m.groupid, false AS tasked
     FROM @mpp.mpp_members AS m
     LEFT JOIN node AS n ON n.nodename = m.nodename AND n.nodeport = m.nodeport
-    WHERE NOT EXISTS (SELECT FROM successor) AND m.source = ANY ($2::text[])
+    WHERE NOT EXISTS (SELECT FROM newer) AND m.source = ANY ($2::text[])
       AND m.reported_at > statement_timestamp() - $1::float8 * interval '1 millisecond'
       AND CASE
         WHEN m.state IN ('running', 'streaming') AND m.role = 'primary'
@@ -71,11 +71,11 @@ export function compareStatement(nodesQuery: string): string {
     UNION ALL
     SELECT t.groupid, true
     FROM @mpp.mpp_tasks AS t
-    WHERE NOT EXISTS (SELECT FROM successor) AND t.finished_at IS NULL AND t.event = 'after_promote' AND t.source <> 'client'
+    WHERE NOT EXISTS (SELECT FROM newer) AND t.finished_at IS NULL AND t.event = 'after_promote' AND t.source <> 'client'
     UNION ALL
     SELECT t.groupid, false
     FROM @mpp.mpp_tasks AS t
-    WHERE NOT EXISTS (SELECT FROM successor) AND t.finished_at IS NULL AND ${IS_SUSPECT}
+    WHERE NOT EXISTS (SELECT FROM newer) AND t.finished_at IS NULL AND ${IS_SUSPECT}
   ), asked AS MATERIALIZED (
     SELECT d.groupid
     FROM differing AS d
@@ -109,7 +109,7 @@ export function compareStatement(nodesQuery: string): string {
   ), here AS MATERIALIZED (
     SELECT n.*
     FROM node AS n
-    WHERE n.ours AND n.groupid IN (SELECT c.groupid FROM candidate AS c)
+    WHERE n.in_cluster AND n.groupid IN (SELECT c.groupid FROM candidate AS c)
   ), fresh AS MATERIALIZED (
     SELECT m.groupid, m.nodename, m.nodeport, m.source, m.role, m.state, m.timeline, m.since, m.reported_at,
            m.state IN ('running', 'streaming') AS up,
@@ -196,7 +196,7 @@ export function compareStatement(nodesQuery: string): string {
         SELECT
         FROM node AS n
         WHERE n.nodename = m.nodename AND n.nodeport = m.nodeport
-          AND NOT (n.ours AND n.groupid = m.groupid AND n.noderole <> 'unavailable'))
+          AND NOT (n.in_cluster AND n.groupid = m.groupid AND n.noderole <> 'unavailable'))
   ), wish AS MATERIALIZED (
     SELECT l.groupid, l.nodename, l.nodeport, l.moves, stranger.nodeid AS stranger, wanted.secondaries
     FROM leader AS l
@@ -204,8 +204,8 @@ export function compareStatement(nodesQuery: string): string {
       SELECT n.nodeid
       FROM node AS n
       WHERE n.nodename = l.nodename AND n.nodeport = l.nodeport
-        AND NOT (n.ours AND n.groupid = l.groupid AND n.noderole <> 'unavailable')
-        AND NOT (n.ours AND n.cloneof IS NOT NULL AND n.cloneof IN (SELECT h.nodeid FROM here AS h WHERE h.groupid = l.groupid AND h.noderole = 'primary'))
+        AND NOT (n.in_cluster AND n.groupid = l.groupid AND n.noderole <> 'unavailable')
+        AND NOT (n.in_cluster AND n.cloneof IS NOT NULL AND n.cloneof IN (SELECT h.nodeid FROM here AS h WHERE h.groupid = l.groupid AND h.noderole = 'primary'))
     ) AS stranger ON true
     LEFT JOIN LATERAL (
       SELECT coalesce(
@@ -232,10 +232,10 @@ export function compareStatement(nodesQuery: string): string {
       SELECT bool_or((t.nodename, t.nodeport) = (w.nodename, w.nodeport)) AS same
       FROM @mpp.mpp_tasks AS t
       WHERE t.finished_at IS NULL AND t.groupid = w.groupid AND NOT (${IS_SUSPECT})
-    ) AS ours ON true
+    ) AS own ON true
     WHERE w.stranger IS NULL
-      AND ours.same IS NOT TRUE
-      AND (w.moves OR w.secondaries IS NOT NULL OR NOT ours.same
+      AND own.same IS NOT TRUE
+      AND (w.moves OR w.secondaries IS NOT NULL OR NOT own.same
            OR w.groupid IN (SELECT c.groupid FROM candidate AS c WHERE c.suspected IS NOT NULL))
       AND NOT EXISTS (
         SELECT
@@ -278,5 +278,5 @@ export function compareStatement(nodesQuery: string): string {
   WHERE w.stranger IS NOT NULL
   UNION ALL
   SELECT 0, NULL, NULL, NULL, format('nothing is done: %s:%s is the coordinator now, on timeline %s', s.nodename, s.nodeport, s.timeline)
-  FROM successor AS s`;
+  FROM newer AS s`;
 }

@@ -4,7 +4,7 @@ import type { SourceContext } from './source.js';
 
 /**
  * Writes the reports of one source. While a statement runs, what comes in is collected for the next:
- * a node that is slow to answer holds nobody up, and many that answer at once cost one statement.
+ * a node that is slow to answer delays no other, and many that answer at once cost one statement.
  */
 export class MemberWriter {
   readonly #context: SourceContext;

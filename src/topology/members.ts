@@ -188,7 +188,7 @@ function clusterStatement(nodesQuery: string): string {
            CASE WHEN n.cloneof IS NULL THEN n.noderole END AS registered
     FROM node AS n
     LEFT JOIN node AS p ON p.nodeid = n.cloneof
-    WHERE n.ours AND (n.noderole <> 'unavailable' OR p.nodeid IS NOT NULL)
+    WHERE n.in_cluster AND (n.noderole <> 'unavailable' OR p.nodeid IS NOT NULL)
     UNION ALL
     (SELECT DISTINCT ON (m.nodename, m.nodeport) m.groupid, m.nodename, m.nodeport, NULL
      FROM @mpp.mpp_members AS m
@@ -229,7 +229,7 @@ function suspectStatement(nodesQuery: string): string {
   ), primary_node AS (
     SELECT n.groupid, n.nodename, n.nodeport
     FROM node AS n
-    WHERE n.ours AND n.noderole = 'primary' AND n.groupid = $1 AND n.nodename = $2 AND n.nodeport = $3
+    WHERE n.in_cluster AND n.noderole = 'primary' AND n.groupid = $1 AND n.nodename = $2 AND n.nodeport = $3
       AND NOT EXISTS (
         SELECT
         FROM @mpp.mpp_tasks AS t
@@ -240,7 +240,7 @@ function suspectStatement(nodesQuery: string): string {
   FROM primary_node AS t`;
 }
 
-/** Forgets what nobody has reported, or what has been down, for longer than `retentionMs`. */
+/** Forgets what was not reported, or what has been down, for longer than `retentionMs`. */
 export async function pruneMembers(db: Queryable, retentionMs: number): Promise<void> {
   await db.query({ name: 'mpp-prune-members', text: PRUNE_MEMBERS, values: [retentionMs] });
 }

@@ -2,7 +2,7 @@ import type { Queryable } from '../postgres/queryable.js';
 
 /**
  * Makes a task that registers the server that we work on as the coordinator, if pg_dist_node has it at another address: so
- * after a failover of the coordinator, when nobody else says so. Not when it has no row at all: to
+ * after a failover of the coordinator, when no other source says so. Not when it has no row at all: to
  * register it is a decision.
  *
  * @param nodesQuery see AbstractMPP.nodesQuery
@@ -26,7 +26,7 @@ export async function reportOurselves(
       SELECT @mpp.mpp_submit('after_promote'::text, 0, $1::text, here.port, NULL::text[],
                NULL::interval, NULL::interval, NULL::text, 'sync'::text)
       FROM here
-      JOIN node AS n ON n.ours AND n.groupid = 0 AND n.noderole = 'primary'
+      JOIN node AS n ON n.in_cluster AND n.groupid = 0 AND n.noderole = 'primary'
       WHERE (n.nodename, n.nodeport) <> ($1::text, here.port)
         AND NOT EXISTS (
           SELECT FROM @mpp.mpp_tasks AS t WHERE t.finished_at IS NULL AND t.groupid = 0)

@@ -79,7 +79,7 @@ function valuesOf({ groupid, address, systemIdentifier, timeline }: SeenSystem):
 export interface RegisteredPrimary {
   readonly groupid: number;
   readonly address: Address;
-  /** True when this node has not told the group's system yet. */
+  /** True when this node has not said the group's system yet. */
   readonly isNew: boolean;
   readonly systemIdentifier: string | null;
   readonly forgotten: string | null;
@@ -109,5 +109,5 @@ function primariesStatement(nodesQuery: string): string {
          s.timeline IS NULL OR (s.nodename, s.nodeport) IS DISTINCT FROM (n.nodename, n.nodeport) AS "isNew"
   FROM (${nodesQuery}) AS n
   LEFT JOIN @mpp.mpp_systems AS s ON s.groupid = n.groupid
-  WHERE n.ours AND n.noderole = 'primary' AND n.groupid <> 0`;
+  WHERE n.in_cluster AND n.noderole = 'primary' AND n.groupid <> 0`;
 }

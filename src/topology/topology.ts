@@ -12,7 +12,7 @@ import { Patroni } from './patroni/patroni.js';
 import { reportOurselves } from './ourselves.js';
 import { readAuthority } from './patroni/client.js';
 import { Probe } from './probe/probe.js';
-import { SiblingMembers } from './sibling-members.js';
+import { OtherDatabaseMembers } from './other-database-members.js';
 import type { SourceContext, TopologySource } from './source.js';
 
 /** The settings that it reads. */
@@ -43,7 +43,7 @@ export interface TopologyOptions {
   readonly controller: string;
   readonly settings: TopologySettings;
   /** Other databases on the same nodes; hooks may report there. */
-  readonly siblings: readonly { readonly database: string; readonly db: Queryable }[];
+  readonly otherDatabases: readonly { readonly database: string; readonly db: Queryable }[];
   readonly logger: Logger;
   /** Ends it like `stop`. */
   readonly signal: AbortSignal;
@@ -56,7 +56,7 @@ const WAKE_AFTER_MS = 100;
 const LEAST_HEARTBEATS = 2;
 
 /**
- * Keeps the catalog as the cluster is, when nobody reports: fills mpp_members from its sources, and
+ * Keeps the catalog as the cluster is, when no report comes: fills mpp_members from its sources, and
  * compares it with the catalog at each heartbeat and whenever a source has seen a change. Runs beside
  * the active controller only; a standby has nothing to write to.
  */
@@ -88,11 +88,16 @@ export class Topology {
       logger: this.#logger,
       onChange: () => this.#heartbeat.wake(),
     };
-    const siblings = options.siblings.map(
+    const otherDatabases = options.otherDatabases.map(
       ({ database, db }) =>
-        new SiblingMembers({ ...context, database, sibling: db, intervalMs: settings.heartbeatMs }),
+        new OtherDatabaseMembers({
+          ...context,
+          database,
+          otherDb: db,
+          intervalMs: settings.heartbeatMs,
+        }),
     );
-    this.#sources = [...siblings, ...createSources(settings, context)];
+    this.#sources = [...otherDatabases, ...createSources(settings, context)];
   }
 
   start(): void {

@@ -205,7 +205,7 @@ describe('notify', () => {
     expect(complaint(result)).toBe('w1:5432 is not the primary');
   });
 
-  it('ends with 4 when nobody answers in time', async () => {
+  it('ends with 4 when no answer comes in time', async () => {
     const result = await cli('notify before_demote --group 22 --host w1 --wait 100ms');
     expect(result.exitCode).toBe(4);
     expect(complaint(result)).toMatch(/^task \d+ is still pending/);

@@ -197,7 +197,7 @@ describe('the comparison of members with pg_dist_node', () => {
       expect(await members.wishes()).toEqual(BOTH.slice(1));
     });
 
-    it('a task of ours that is out of date: it is replaced, also when nothing else differs', async () => {
+    it('a task of the comparison that is out of date: it is replaced, also when nothing else differs', async () => {
       await members.wishes();
       await db.query("DELETE FROM mpp_members WHERE nodename = 'b'");
       await members.members([{ node: 'c', role: P }]);
@@ -216,7 +216,7 @@ describe('the comparison of members with pg_dist_node', () => {
     });
 
     it.each(['failed', 'cancelled'])(
-      'one of ours that %s: five minutes of peace',
+      'one of the comparison that %s: five minutes without another',
       async (status) => {
         await members.wishes();
         const { rows } = await db.query<{ id: string }>(

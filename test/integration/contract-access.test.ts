@@ -189,7 +189,7 @@ describe.each(SCHEMAS)('what a client may ask for, in schema $schema', ({ schema
       }
     });
 
-    it('that were cut are told in reason until the end, and in the log', async () => {
+    it('that were cut are in reason until the end, and in the log', async () => {
       const cut = 'timeout cut from 10 minutes to 5 minutes (MPP_MAX_TIMEOUT)';
       const id = await contract.report({ ...FINE, timeout: '10 min' }, client);
       await claim();

@@ -175,7 +175,7 @@ describe.each(SCHEMAS)('groups that a role may report for, in schema $schema', (
     expect(rows).toEqual([{ groupid: 2 }]);
   });
 
-  it('are granted and revoked by an operator alone, who is told what is wrong', async () => {
+  it('are granted and revoked by an operator alone, who learns what is wrong', async () => {
     for (const call of ["mpp_grant_group('hook', 1)", "mpp_revoke_group('hook', 1)"]) {
       expect(await sqlstateOf(hook, `SELECT ${call}`)).toBe(DENIED);
     }

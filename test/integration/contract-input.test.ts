@@ -13,15 +13,15 @@ import {
 import { LONGEST_HOST } from '../support/host-cases.js';
 
 /** The ways in. `source` and `status` are not arguments of every one. */
-const DOORS = [
-  { door: 'INSERT', knows: ['source', 'status'], statement: insertStatement },
+const WAYS = [
+  { way: 'INSERT', knows: ['source', 'status'], statement: insertStatement },
   {
-    door: 'mpp_submit',
+    way: 'mpp_submit',
     knows: ['source'],
     statement: (values: TaskValues) => callStatement('SELECT mpp_submit', values),
   },
   {
-    door: 'mpp_request',
+    way: 'mpp_request',
     knows: [],
     statement: (values: TaskValues) =>
       callStatement('CALL mpp_request', values, ', id => NULL, status => NULL'),
@@ -153,7 +153,7 @@ describe.each(SCHEMAS)('what is reported, in schema $schema', ({ schema, databas
     return rows[0]?.count ?? -1;
   }
 
-  describe.each(DOORS)('by $door', ({ knows, statement }) => {
+  describe.each(WAYS)('by $way', ({ knows, statement }) => {
     const asked = REFUSED.filter(({ values }) =>
       ['source', 'status'].every((name) => !(name in values) || knows.some((n) => n === name)),
     );

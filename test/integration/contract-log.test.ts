@@ -247,7 +247,7 @@ describe.each(SCHEMAS)('the log and the views, in schema $schema', ({ schema, da
       await active.end();
     });
 
-    it('takes nobody for alive whose pid the server has given to another session', async () => {
+    it('takes no controller for alive whose pid the server has given to another session', async () => {
       await register('old', 'psql');
       const { rows } = await db.query('SELECT pid FROM pg_stat_activity WHERE datid IS NULL');
       expect(rows).not.toEqual([]);
@@ -260,7 +260,7 @@ describe.each(SCHEMAS)('the log and the views, in schema $schema', ({ schema, da
       expect(await rowsOf(STATUS)).toEqual([{ controller: 'old', state: 'gone' }]);
     });
 
-    it('takes nobody for active or standby whose pid another controller has now', async () => {
+    it('takes no controller for active or standby whose pid another controller has now', async () => {
       const session = await register('new');
       const { rows } = await session.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
       await db.query(REGISTER, ['old', rows[0]?.pid, '1 day']);

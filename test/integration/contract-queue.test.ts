@@ -90,7 +90,7 @@ describe.each(SCHEMAS)('the queue, in schema $schema', ({ schema, database }) =>
       expect(heard).toEqual(['']);
     });
 
-    it('acknowledges what somebody may wait for, holding and every end, as JSON', async () => {
+    it('acknowledges what a client may wait for, holding and every end, as JSON', async () => {
       const ids: string[] = [];
       const heard = await notifications('mpp_task_status', async () => {
         ids.push(await contract.report(FINE), await contract.report(FINE));
@@ -186,7 +186,7 @@ describe.each(SCHEMAS)('the queue, in schema $schema', ({ schema, database }) =>
   });
 
   it.each(['done', 'superseded', 'discarded', 'expired', 'rolled_back', 'failed', 'cancelled'])(
-    'lets nobody change a task that is %s',
+    'lets no role change a task that is %s',
     async (status) => {
       const id = await contract.report(FINE);
       await db.query('UPDATE mpp_tasks SET status = $2 WHERE id = $1', [id, status]);

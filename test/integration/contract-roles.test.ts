@@ -47,9 +47,9 @@ const TRIALS: readonly { text: string; may: readonly Login[] }[] = [
   { text: 'SELECT * FROM mpp_queue', may: ['operator', 'controller'] },
   { text: 'SELECT * FROM mpp_holds', may: ['operator', 'controller'] },
   { text: 'SELECT * FROM mpp_status', may: ['operator', 'controller'] },
-  { text: 'SELECT * FROM mpp_siblings', may: ['operator', 'controller'] },
-  { text: "INSERT INTO mpp_siblings VALUES ('d')", may: ['controller'] },
-  { text: "DELETE FROM mpp_siblings WHERE database = 'd'", may: ['controller'] },
+  { text: 'SELECT * FROM mpp_databases', may: ['operator', 'controller'] },
+  { text: "INSERT INTO mpp_databases VALUES ('d')", may: ['controller'] },
+  { text: "DELETE FROM mpp_databases WHERE database = 'd'", may: ['controller'] },
   { text: 'SELECT * FROM mpp_outbox', may: ['operator', 'controller'] },
   { text: 'DELETE FROM mpp_outbox WHERE id = 0', may: ['controller'] },
   { text: "INSERT INTO mpp_outbox (task_id, database) VALUES (1, 'd')", may: [] },
@@ -211,7 +211,7 @@ describe.each(SCHEMAS)('roles, in schema $schema', ({ schema, database }) => {
     expect(rows).toHaveLength(0);
   });
 
-  it('whoever is in none of the roles is told which one a controller wants', async () => {
+  it('a role that is in none of the roles learns which one a controller wants', async () => {
     await expect(checkMigrated(as('nobody'), schema)).rejects.toMatchObject({
       code: 'NO_PRIVILEGE',
       message: expect.stringContaining('mpp_controller') as string,

@@ -60,33 +60,33 @@ describe.each(SCHEMAS)('a hostile search_path, schema $schema', ({ schema, datab
   }
 
   it('reaches none of the functions that run as their owner', async () => {
-    const ours = contract.quotedSchema;
-    const insert = `INSERT INTO ${ours}.mpp_tasks (event, groupid, nodename) VALUES ('suspect', 1, 'w')`;
+    const own = contract.quotedSchema;
+    const insert = `INSERT INTO ${own}.mpp_tasks (event, groupid, nodename) VALUES ('suspect', 1, 'w')`;
     await caller.query(insert);
     await caller.query(insert);
     const { rows } = await caller.query<{ id: string }>(
-      `SELECT ${ours}.mpp_submit('before_demote', 1, 'w') AS id`,
+      `SELECT ${own}.mpp_submit('before_demote', 1, 'w') AS id`,
     );
     expect((await contract.status(rows[0]?.id ?? '')).status).toBe('pending');
-    await caller.query(`SELECT ${ours}.mpp_task_status($1)`, [rows[0]?.id]);
-    await caller.query(`SELECT ${ours}.mpp_cancel($1)`, [rows[0]?.id]);
-    await caller.query(`SELECT ${ours}.mpp_release(1)`);
-    await caller.query(`SELECT ${ours}.mpp_rebuild_cache()`);
-    await caller.query(`SELECT ${ours}.mpp_ignore_replication_slot('s', 'logical', 'd', 'p')`);
-    await caller.query(`SELECT ${ours}.mpp_report(1, 'w', 5432, 'leader')`);
-    await caller.query(`SELECT * FROM ${ours}.mpp_topology`);
-    await caller.query(`SELECT * FROM ${ours}.mpp_queue, ${ours}.mpp_holds, ${ours}.mpp_status`);
+    await caller.query(`SELECT ${own}.mpp_task_status($1)`, [rows[0]?.id]);
+    await caller.query(`SELECT ${own}.mpp_cancel($1)`, [rows[0]?.id]);
+    await caller.query(`SELECT ${own}.mpp_release(1)`);
+    await caller.query(`SELECT ${own}.mpp_rebuild_cache()`);
+    await caller.query(`SELECT ${own}.mpp_ignore_replication_slot('s', 'logical', 'd', 'p')`);
+    await caller.query(`SELECT ${own}.mpp_report(1, 'w', 5432, 'leader')`);
+    await caller.query(`SELECT * FROM ${own}.mpp_topology`);
+    await caller.query(`SELECT * FROM ${own}.mpp_queue, ${own}.mpp_holds, ${own}.mpp_status`);
     expect(await traces()).toEqual([]);
     expect((await contract.db.query('SELECT FROM evil.mpp_tasks')).rows).toEqual([]);
   });
 
   it('reaches none of the procedures, though they cannot pin their own', async () => {
-    const ours = contract.quotedSchema;
+    const own = contract.quotedSchema;
     const { rows } = await caller.query<{ id: string; status: string }>(
-      `CALL ${ours}.mpp_request('before_demote', 2, 'w', timeout => '20 ms', id => NULL, status => NULL)`,
+      `CALL ${own}.mpp_request('before_demote', 2, 'w', timeout => '20 ms', id => NULL, status => NULL)`,
     );
     expect(rows).toEqual([{ id: expect.any(String) as string, status: 'pending' }]);
-    await caller.query(`CALL ${ours}.mpp_wait($1, '20 ms', NULL)`, [rows[0]?.id]);
+    await caller.query(`CALL ${own}.mpp_wait($1, '20 ms', NULL)`, [rows[0]?.id]);
     expect(await traces()).toEqual([]);
   });
 

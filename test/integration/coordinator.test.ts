@@ -15,7 +15,7 @@ describe('registration, and the coordinator as a group like any other', () => {
   });
   afterAll(async () => h.stop());
 
-  it('row A: register groups 0 and 1, then their standbys', async () => {
+  it('register groups 0 and 1, then their standbys', async () => {
     const controller = await h.startController();
     const [coordinator, worker] = [h.cluster.group(0), h.cluster.group(1)];
     for (const { groupid, primary } of [coordinator, worker]) {
@@ -57,7 +57,7 @@ describe('registration, and the coordinator as a group like any other', () => {
     expect(await controller.end()).toBe(0);
   });
 
-  it('row B: coordinator failover and back', async () => {
+  it('coordinator failover and back', async () => {
     const group = h.cluster.group(0);
     const [row] = await h.nodes(0);
     for (let round = 1; round <= 2; round += 1) {

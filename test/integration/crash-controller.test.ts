@@ -14,7 +14,7 @@ beforeAll(async () => {
 });
 afterAll(async () => h.stop());
 
-describe('row N: the controller gets SIGKILL', () => {
+describe('the controller gets SIGKILL', () => {
   let active: ControllerProcess;
 
   beforeAll(async () => {
@@ -22,7 +22,7 @@ describe('row N: the controller gets SIGKILL', () => {
   });
   afterAll(async () => active.end('SIGKILL'));
 
-  it.each(STEPS)('row N: %s, and a second controller takes over', async (step) => {
+  it.each(STEPS)('%s, and a second controller takes over', async (step) => {
     await active.active();
     const standby = await startStandby();
     await switchWithFault(h, 1, step, async () => {
@@ -31,7 +31,7 @@ describe('row N: the controller gets SIGKILL', () => {
     });
   });
 
-  it.each(STEPS)('row N: %s, and it is started again', async (step) => {
+  it.each(STEPS)('%s, and it is started again', async (step) => {
     await active.active();
     await switchWithFault(h, 2, step, async () => {
       await active.end('SIGKILL');
@@ -139,7 +139,7 @@ describe('a controller that was stopped while a claim was on its way', () => {
     expect(await h.ended(after)).toMatchObject({ status: 'done', attempt: 2 });
     first.signal('SIGCONT');
     await first.logged('that it has lost the lead', ({ msg }) =>
-      msg.startsWith('the lead is lost'),
+      msg.startsWith('the leadership is lost'),
     );
     await subject.settled();
     expect(await h.history(after)).toEqual(['pending', 'claimed', 'pending', 'claimed', 'done']);

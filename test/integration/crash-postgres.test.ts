@@ -4,7 +4,7 @@ import { PURPOSES, terminateSessions } from '../support/faults/sessions.js';
 import { STEPS, switchWithFault } from '../support/faults/switch-with-fault.js';
 import { Harness } from '../support/harness.js';
 
-describe("row N: the controller's sessions or the coordinator's PostgreSQL end", () => {
+describe("the controller's sessions or the coordinator's PostgreSQL end", () => {
   let h: Harness;
   let controller: ControllerProcess;
 
@@ -15,11 +15,11 @@ describe("row N: the controller's sessions or the coordinator's PostgreSQL end",
   afterAll(async () => h.stop());
 
   describe.each(STEPS)('%s', (step) => {
-    it.each(PURPOSES)('row N: pg_terminate_backend of the %s session', async (purpose) => {
+    it.each(PURPOSES)('pg_terminate_backend of the %s session', async (purpose) => {
       await switchWithFault(h, 1, step, () => terminateSessions(h.db, purpose));
     });
 
-    it('row N: stop -m immediate and start of PostgreSQL', async () => {
+    it('stop -m immediate and start of PostgreSQL', async () => {
       await switchWithFault(h, 2, step, async () => {
         await h.cluster.coordinator.restart('immediate');
         await h.reconnect();
@@ -27,7 +27,7 @@ describe("row N: the controller's sessions or the coordinator's PostgreSQL end",
     });
   });
 
-  it('row N: SIGKILL of PostgreSQL while holding', async () => {
+  it('SIGKILL of PostgreSQL while holding', async () => {
     await switchWithFault(h, 2, 'while holding', async () => {
       await h.cluster.coordinator.kill();
       await h.cluster.coordinator.start();

@@ -125,7 +125,7 @@ describe('two Citus databases on the same nodes', () => {
     expect(await second.holds()).toBe(1);
   });
 
-  it('does not wait for itself when both databases are told by hooks', async () => {
+  it('does not wait for itself when hooks report to both databases', async () => {
     const node = await primaryAddress(first, 1);
     const demote = { event: 'before_demote', groupid: 1, node } as const;
     const ids = await Promise.all([first.report(demote), second.report(demote)]);
@@ -170,7 +170,7 @@ describe('two Citus databases on the same nodes', () => {
     await waitFor('the traffic to go on', async () => (await second.holds()) === 0);
   });
 
-  it('says which database does not wait, and makes up for it: it lets nobody in', async () => {
+  it('says which database does not wait, and makes up for it: it takes no connections', async () => {
     await first.db.query("UPDATE pg_database SET datallowconn = false WHERE datname = 'shop'");
     await first.db.query(
       `SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -191,7 +191,7 @@ describe('two Citus databases on the same nodes', () => {
     await waitUntilTold(first);
   });
 
-  it('tells after a crash what it had not told', async () => {
+  it('forwards after a crash what it had not forwarded', async () => {
     // Keeps a copy from being made.
     await second.db.query('BEGIN; LOCK TABLE mpp_tasks IN SHARE MODE');
     const next = await otherName(3);
@@ -205,7 +205,7 @@ describe('two Citus databases on the same nodes', () => {
     expect(await primaryAddress(second, 3)).toEqual(next);
   });
 
-  it('row N: PostgreSQL is killed while the traffic of both waits', async () => {
+  it('PostgreSQL is killed while the traffic of both waits', async () => {
     const [node, next] = [await primaryAddress(first, 1), await otherName(1)];
     const demote = await first.request({ event: 'before_demote', groupid: 1, node });
     expect(demote.status).toBe('holding');
@@ -285,7 +285,7 @@ describe('two Citus databases on the same nodes', () => {
     });
   });
 
-  it('tells nobody any more without MPP_DATABASES', async () => {
+  it('forwards nothing any more without MPP_DATABASES', async () => {
     expect(await controller.end()).toBe(0);
     controller = await first.startController();
     const after = await first.request({
@@ -295,6 +295,6 @@ describe('two Citus databases on the same nodes', () => {
     });
     expect(after.status).toBe('done');
     expect(await untold(first)).toBe(0);
-    expect((await first.db.query('SELECT FROM mpp_siblings')).rowCount).toBe(0);
+    expect((await first.db.query('SELECT FROM mpp_databases')).rowCount).toBe(0);
   });
 });

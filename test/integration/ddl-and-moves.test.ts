@@ -150,7 +150,7 @@ describe('DDL and shard moves beside a hold of group 1', () => {
     });
 
     // Citus refuses distributed DDL while a node has not got its metadata, whoever changed the row.
-    it('that has waited for a switchover goes on, or is told to try again', async () => {
+    it('that has waited for a switchover goes on, or is to be tried again', async () => {
       await held(await demote('all'));
       const waiting = await client();
       const ddl = await waiting.sendAndWait(ALTER);
@@ -217,7 +217,7 @@ describe('DDL and shard moves beside a hold of group 1', () => {
       await expectPlaced(key, 1, 1);
     });
 
-    it('between other groups is nobody in the way, under writes', async () => {
+    it('between other groups blocks nothing, under writes', async () => {
       const key = await rowOf(2);
       const operator = await beginMove(key, 2, 3);
       expect((await held(await demote('writes'))).reason).toBeNull();

@@ -6,7 +6,7 @@ import { Harness } from '../support/harness.js';
 import { waitFor } from '../support/servers/index.js';
 import { startTraffic } from '../support/traffic/traffic.js';
 
-describe('row E: a hold ends at its deadline', () => {
+describe('a hold ends at its deadline', () => {
   let h: Harness;
   let controller: ControllerProcess;
   let subject: Subject;
@@ -24,7 +24,7 @@ describe('row E: a hold ends at its deadline', () => {
     await controller.end('SIGKILL');
   });
 
-  it('row E: before_demote, then nothing: rolled back with an empty queue, and traffic goes on', async () => {
+  it('before_demote, then nothing: rolled back with an empty queue, and traffic goes on', async () => {
     const traffic = startTraffic({
       connection: h.cluster.coordinator.connection,
       clients: { writers: 3, readers: 0 },
@@ -50,7 +50,7 @@ describe('row E: a hold ends at its deadline', () => {
     await subject.settled();
   });
 
-  it('row E: all tasks of the hold end with it, at the latest of their deadlines', async () => {
+  it('all tasks of the hold end with it, at the latest of their deadlines', async () => {
     const demote = await h.request({
       event: 'before_demote',
       groupid: 1,
@@ -72,7 +72,7 @@ describe('row E: a hold ends at its deadline', () => {
     await subject.settled();
   });
 
-  it('row E: an after_promote that runs at the deadline is carried out', async () => {
+  it('an after_promote that runs at the deadline is carried out', async () => {
     const demote = await h.request({
       event: 'before_demote',
       groupid: 1,
@@ -89,7 +89,7 @@ describe('row E: a hold ends at its deadline', () => {
     await subject.settled();
   });
 
-  it('row E: the controller hangs: the server ends the hold, the task is rolled back when it looks', async () => {
+  it('the controller hangs: the server ends the hold, the task is rolled back when it looks', async () => {
     const task = await h.request({
       event: 'before_demote',
       groupid: 1,
@@ -111,7 +111,7 @@ describe('row E: a hold ends at its deadline', () => {
     await subject.settled();
   });
 
-  it('row E: the controller hangs while the hold waits for locks: the server ends that, too', async () => {
+  it('the controller hangs while the hold waits for locks: the server ends that, too', async () => {
     const barrier = await Barrier.beforeHold(h, subject.key);
     const task = await h.report({
       event: 'before_demote',
@@ -137,7 +137,7 @@ describe('row E: a hold ends at its deadline', () => {
     await subject.settled();
   });
 
-  it('row E: the controller never comes back: the next one writes it down', async () => {
+  it('the controller never comes back: the next one writes it down', async () => {
     const task = await h.request({
       event: 'before_demote',
       groupid: 1,
@@ -151,7 +151,7 @@ describe('row E: a hold ends at its deadline', () => {
     await subject.settled();
   });
 
-  it('row E: a report that nobody took in time never runs late', async () => {
+  it('a report that was not taken in time never runs late', async () => {
     await controller.end('SIGTERM');
     const task = await h.report({
       event: 'before_demote',
@@ -165,7 +165,7 @@ describe('row E: a hold ends at its deadline', () => {
     expect(await h.history(task)).toEqual(['pending', 'expired']);
   });
 
-  it('row E: notifications that never cease do not keep a report from expiring', async () => {
+  it('notifications that never cease do not keep a report from expiring', async () => {
     const blocker = await Barrier.beforeHold(h, subject.key);
     const first = await h.report({
       event: 'before_demote',

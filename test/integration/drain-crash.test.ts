@@ -16,7 +16,7 @@ const UPDATE = 'UPDATE items SET v = v + 1 WHERE id = $1';
 const SELECT = 'SELECT v FROM items WHERE id = $1';
 
 /** Faults that strike the sessions of a hold: those of the coordinator and of other entry nodes. */
-describe('row N: while a hold of group 1 drains, or is there', () => {
+describe('while a hold of group 1 drains, or is there', () => {
   let h: Harness;
   let controller: ControllerProcess;
   let subject: Subject;
@@ -114,7 +114,7 @@ describe('row N: while a hold of group 1 drains, or is there', () => {
 
   describe('the controller gets SIGKILL', () => {
     it.each(ENTRIES)(
-      'while it drains, a writer of $name in its way: nobody waits for the dead one',
+      'while it drains, a writer of $name blocks it: no session waits for the dead one',
       async ({ groupid }) => {
         const writer = await through(h.cluster.group(groupid).primary);
         await writer.begin(UPDATE, [subject.key]);

@@ -196,7 +196,7 @@ describe('a hold that drains yields', () => {
     await held(id);
   });
 
-  it('two holds that drain at once, and a client that is in the way of both', async () => {
+  it('two holds that drain at once, and a client that blocks both', async () => {
     const client = await through(h.cluster.coordinator);
     await client.begin(ITEM, [keyOf(1)]);
     await client.query(ITEM, [keyOf(3)]);

@@ -94,7 +94,7 @@ describe('entry nodes of a hold', () => {
     expect(warned('nodes have not got the metadata')).toBe(false);
   });
 
-  it('are released after a while when one of them cannot be told of the new row', async () => {
+  it('are released after a while when one of them cannot be sent the new row', async () => {
     await held(await demote());
     const sent = await (await through(healthy)).sendAndWait(UPDATE, [subject.key]);
     const blocker = await through(other);
@@ -107,7 +107,7 @@ describe('entry nodes of a hold', () => {
     await blocker.query('ROLLBACK');
   });
 
-  it('row P: one that is down is named, and delays neither the hold nor the traffic after it', async () => {
+  it('one that is down is named, and delays neither the hold nor the traffic after it', async () => {
     await other.stop('immediate');
     const task = await held(await demote());
     expect(task.reason).toContain(`what enters through ${other.address} does not wait: `);
@@ -124,7 +124,7 @@ describe('entry nodes of a hold', () => {
     await expectWholeHold();
   });
 
-  it('row P: one that refuses our login is named, and the hold goes on without it', async () => {
+  it('one that refuses our login is named, and the hold goes on without it', async () => {
     for (const server of [healthy, other])
       await server.withSession(makeWatcher(server === healthy));
     await controller.end();
@@ -144,7 +144,7 @@ describe('entry nodes of a hold', () => {
     await sent.answer;
   });
 
-  it('row P: one that dies while held is named in the log, and the hold stays', async () => {
+  it('one that dies while held is named in the log, and the hold stays', async () => {
     const id = await demote();
     await held(id);
     const client = await through(healthy);
@@ -170,7 +170,7 @@ describe('entry nodes of a hold', () => {
     await expectWholeHold();
   });
 
-  it('row P: one that dies while the hold drains is left out', async () => {
+  it('one that dies while the hold drains is left out', async () => {
     const client = await through(other);
     await client.begin(UPDATE, [subject.key]);
     const id = await demote();

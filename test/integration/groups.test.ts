@@ -83,7 +83,7 @@ describe('several groups at once', () => {
     await h.db.query('SELECT mpp_release($1)', [groupid]);
   }
 
-  it('row O: two are held side by side, and neither end waits for the other', async () => {
+  it('two are held side by side, and neither end waits for the other', async () => {
     const ids = [await demote(1), await demote(2, 'all')];
     for (const id of ids) await held(id);
     expect(await h.holds()).toBe(2);
@@ -94,7 +94,7 @@ describe('several groups at once', () => {
     await inOne.answer;
   });
 
-  it('row O: all beside writes, a client in the middle: no lock of ours is in our way', async () => {
+  it('all beside writes, a client in the middle: no lock of the one blocks the other', async () => {
     await held(await demote(1, 'writes'));
     const middle = await client();
     await middle.begin(UPDATE, [keyOf(2)]);
@@ -110,7 +110,7 @@ describe('several groups at once', () => {
     await reader.answer;
   });
 
-  it('row O: writers of a reference table wait until the last of them ends', async () => {
+  it('writers of a reference table wait until the last of them ends', async () => {
     for (const id of [await demote(1), await demote(2)]) await held(id);
     const writer = await (await client()).sendAndWait(LOOKUP);
     await release(1);
@@ -121,7 +121,7 @@ describe('several groups at once', () => {
     await Promise.all([writer.answer, second.answer]);
   });
 
-  it('row O: all four switch over at once, with writers, readers and transactions on all', async () => {
+  it('all four switch over at once, with writers, readers and transactions on all', async () => {
     const traffic = startTraffic({
       connection: h.cluster.coordinator.connection,
       clients: { writers: 4, readers: 4, transactions: 4 },
@@ -153,7 +153,7 @@ describe('several groups at once', () => {
     for (const group of workers) await group.rejoin();
   });
 
-  it('row P: a worker of another group is down: held and switched over all the same', async () => {
+  it('a worker of another group is down: held and switched over all the same', async () => {
     const down = h.cluster.group(4).primary;
     await down.stop();
     const id = await demote(1, 'all');
@@ -205,7 +205,7 @@ describe('several groups at once', () => {
     expect(await h.holds()).toBe(2);
   });
 
-  describe("row Q: an operator's own citus_update_node meanwhile", () => {
+  describe("an operator's own citus_update_node meanwhile", () => {
     let operator: Client;
     beforeEach(async () => {
       operator = await h.cluster.coordinator.connect('operator');

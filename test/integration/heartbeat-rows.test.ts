@@ -57,7 +57,7 @@ describe('without a report', () => {
     return rows.map(({ made }) => made);
   }
 
-  it('row I: failover to a node that was never registered', async () => {
+  it('failover to a node that was never registered', async () => {
     const group = h.cluster.group(1);
     const [row] = await h.nodes(1);
     await group.failover();
@@ -70,7 +70,7 @@ describe('without a report', () => {
   it.each([
     ['the controller is killed, and another takes over', 'controller'],
     ["the coordinator's PostgreSQL is killed, and started", 'postgres'],
-  ])('row N: while the task of the heartbeat runs %s', async (_, victim) => {
+  ])('while the task of the heartbeat runs %s', async (_, victim) => {
     const group = h.cluster.group(1);
     await waitUntilSynced(h.db);
     const [row] = await h.nodes(1);
@@ -97,7 +97,7 @@ describe('without a report', () => {
     await group.rejoin();
   });
 
-  it('row P: a worker of another group is down meanwhile', async () => {
+  it('a worker of another group is down meanwhile', async () => {
     const [group, other] = [h.cluster.group(2), h.cluster.group(3)];
     await waitUntilSynced(h.db);
     const [row] = await h.nodes(2);

@@ -70,7 +70,7 @@ describe('every report is lost', () => {
     });
   });
 
-  it('probe: nobody says anything at all', async () => {
+  it('probe: no report is made at all', async () => {
     const group = h.cluster.group(2);
     const [row] = await h.nodes(2);
     await whileRunning(PROBE, async () => {

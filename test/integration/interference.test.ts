@@ -7,7 +7,7 @@ import { waitFor } from '../support/servers/index.js';
 import { Harness } from '../support/harness.js';
 
 /** What an operator does to the rows between a controller's decision and its commit. */
-describe('somebody else changes the group while a task of it runs', () => {
+describe('another session changes the group while a task of it runs', () => {
   let h: Harness;
   let controller: ControllerProcess;
   let operator: Client;
@@ -42,7 +42,7 @@ describe('somebody else changes the group while a task of it runs', () => {
   it.each([
     { title: 'under a hold', groupid: 1, hold: true },
     { title: 'without one', groupid: 2, hold: false },
-  ])('row Q: the new primary is registered as a secondary meanwhile, $title', async (row) => {
+  ])('the new primary is registered as a secondary meanwhile, $title', async (row) => {
     const { groupid, hold } = row;
     const { primary: node, standby } = h.cluster.group(groupid);
     const demote = hold ? await h.request({ event: 'before_demote', groupid, node }) : undefined;

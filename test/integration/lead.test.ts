@@ -32,7 +32,9 @@ describe('the control session', () => {
     await h.db.query(`REVOKE EXECUTE ON ${TRY_LOCK} FROM PUBLIC`);
     try {
       await terminateSessions(h.db, 'control');
-      await controller.logged('that it gives up', ({ msg }) => msg.startsWith('the lead is lost'));
+      await controller.logged('that it gives up', ({ msg }) =>
+        msg.startsWith('the leadership is lost'),
+      );
       expect((await sessionsOf(h.db, 'control')).length).toBeLessThanOrEqual(1);
     } finally {
       await h.db.query(`GRANT EXECUTE ON ${TRY_LOCK} TO PUBLIC`);

@@ -116,7 +116,7 @@ describe('the active controller', () => {
     await active.logged('why', ({ msg }) => msg.includes(text) && msg.includes('stays active'));
     await h.db.query('ROLLBACK');
     expect(await leader()).toEqual(before);
-    expect(active.log.some(({ msg }) => msg.includes('lead is lost'))).toBe(false);
+    expect(active.log.some(({ msg }) => msg.includes('leadership is lost'))).toBe(false);
   });
 
   it('becomes active although a role without rights has the leader lock of older versions', async () => {

@@ -32,14 +32,14 @@ describe('notify ends, whatever becomes of the report', () => {
     return (await contract.db.query('SELECT FROM mpp_tasks')).rowCount ?? 0;
   }
 
-  it('with 4 when somebody has locked mpp_tasks for longer than --wait; nothing is reported', async () => {
+  it('with 4 when another session has locked mpp_tasks for longer than --wait; nothing is reported', async () => {
     const { exitCode, stdout, stderr } = await notify(server.server.port);
     expect({ exitCode, stdout }).toEqual({ exitCode: 4, stdout: '' });
     expect(stderr).toMatch(/^mpp-controller: [^\n]*within 1s[^\n]*nothing was reported[^\n]*\n$/);
     expect(await reports()).toBe(0);
   });
 
-  it('with 5 when the server falls silent, and says that nobody can tell', async () => {
+  it('with 5 when the server falls silent, and says that it is not known', async () => {
     const proxy = await FaultProxy.start({ host: '127.0.0.1', port: server.server.port });
     try {
       const ending = notify(proxy.port);
@@ -53,7 +53,7 @@ describe('notify ends, whatever becomes of the report', () => {
       proxy.swallowAll();
       const { exitCode, stdout, stderr } = await ending;
       expect({ exitCode, stdout }).toEqual({ exitCode: 5, stdout: '' });
-      expect(stderr).toMatch(/^mpp-controller: [^\n]*nobody can tell whether it was reported/);
+      expect(stderr).toMatch(/^mpp-controller: [^\n]*it is not known whether it was reported/);
     } finally {
       await proxy.stop();
     }

@@ -8,7 +8,7 @@ import { waitFor } from '../support/servers/index.js';
 
 const UPDATE_NODE = 'SELECT citus_update_node($1, $2, $3, $4, $5)';
 
-describe("row Q: an operator's own hand", () => {
+describe("an operator's own hand", () => {
   let h: Harness;
   let controller: ControllerProcess;
   let operator: Client;
@@ -26,7 +26,7 @@ describe("row Q: an operator's own hand", () => {
 
   afterEach(async () => Barrier.liftAll(h));
 
-  it('row Q: citus_update_node without force waits for the hold, then has its way', async () => {
+  it('citus_update_node without force waits for the hold, then has its way', async () => {
     const subject = await subjectOf(h, 1);
     await request('before_demote', subject, subject.node);
     const update = operatorMoves(subject, 'operators-choice', false);
@@ -37,7 +37,7 @@ describe("row Q: an operator's own hand", () => {
     await restore(subject);
   });
 
-  it('row Q: citus_update_node with force ends the hold: the row is as the operator left it', async () => {
+  it('citus_update_node with force ends the hold: the row is as the operator left it', async () => {
     const subject = await subjectOf(h, 1);
     const task = await request('before_demote', subject, subject.node);
     await operatorMoves(subject, 'operators-choice', true);
@@ -46,7 +46,7 @@ describe("row Q: an operator's own hand", () => {
     await restore(subject);
   });
 
-  it("row Q: after_promote waits for an operator's open change, and goes by what it left", async () => {
+  it("after_promote waits for an operator's open change, and goes by what it left", async () => {
     const subject = await subjectOf(h, 1);
     const standby = h.cluster.group(1).standby;
     await operator.query('BEGIN');
@@ -69,7 +69,7 @@ describe("row Q: an operator's own hand", () => {
     await h.db.query(UPDATE_NODE, [await secondaryId(), standby.host, standby.port, false, 0]);
   });
 
-  it("row Q: after_promote and an operator's change that is rolled back: ours alone", async () => {
+  it("after_promote and an operator's change that is rolled back: the report alone counts", async () => {
     const subject = await subjectOf(h, 1);
     await operator.query('BEGIN');
     await operatorMoves(subject, 'operators-choice', false);
@@ -86,7 +86,7 @@ describe("row Q: an operator's own hand", () => {
     await subject.settled();
   });
 
-  it('row Q: mpp_release ends a hold: its tasks are rolled back, the traffic goes on', async () => {
+  it('mpp_release ends a hold: its tasks are rolled back, the traffic goes on', async () => {
     const subject = await subjectOf(h, 2);
     const demote = await request('before_demote', subject, subject.node);
     const promote = await request('before_promote', subject, subject.next);
@@ -106,7 +106,7 @@ describe("row Q: an operator's own hand", () => {
     expect(await primaryAddress(h, 2)).toEqual(subject.node);
   });
 
-  it('row Q: VACUUM FULL that waits for a hold does not keep the hold from being committed', async () => {
+  it('VACUUM FULL that waits for a hold does not keep the hold from being committed', async () => {
     const subject = await subjectOf(h, 2);
     expect(await request('before_demote', subject, subject.node)).toMatchObject({
       status: 'holding',
@@ -131,7 +131,7 @@ describe("row Q: an operator's own hand", () => {
     await subject.settled();
   });
 
-  it('row Q: mpp_release while the hold waits for its locks', async () => {
+  it('mpp_release while the hold waits for its locks', async () => {
     const subject = await subjectOf(h, 2);
     const barrier = await Barrier.beforeHold(h, subject.key);
     const task = await h.report({
@@ -147,7 +147,7 @@ describe("row Q: an operator's own hand", () => {
     await subject.settled();
   });
 
-  it('row Q: mpp_release before after_promote is committed: the report itself is carried out', async () => {
+  it('mpp_release before after_promote is committed: the report itself is carried out', async () => {
     const subject = await subjectOf(h, 2);
     const demote = await request('before_demote', subject, subject.node);
     const barrier = await Barrier.beforeUpdate(h);
@@ -166,7 +166,7 @@ describe("row Q: an operator's own hand", () => {
     await subject.settled();
   });
 
-  it('row Q: an UPDATE that ends the task of a hold ends the hold', async () => {
+  it('an UPDATE that ends the task of a hold ends the hold', async () => {
     const subject = await subjectOf(h, 2);
     const demote = await request('before_demote', subject, subject.node);
     await h.db.query("UPDATE mpp_tasks SET status = 'cancelled' WHERE id = $1", [demote.id]);
@@ -175,7 +175,7 @@ describe("row Q: an operator's own hand", () => {
     expect(await primaryAddress(h, 2)).toEqual(subject.node);
   });
 
-  it('row Q: an UPDATE that ends an after_promote while it runs undoes its change', async () => {
+  it('an UPDATE that ends an after_promote while it runs undoes its change', async () => {
     const subject = await subjectOf(h, 2);
     const barrier = await Barrier.afterClaim(h);
     const after = await h.report({ event: 'after_promote', groupid: 2, node: subject.next });
@@ -187,7 +187,7 @@ describe("row Q: an operator's own hand", () => {
     expect(await primaryAddress(h, 2)).toEqual(subject.node);
   });
 
-  it('row Q: mpp_cancel takes a pending task away, and no other', async () => {
+  it('mpp_cancel takes a pending task away, and no other', async () => {
     const subject = await subjectOf(h, 2);
     const barrier = await Barrier.beforeClaim(h);
     const pending = await h.report({ event: 'before_demote', groupid: 2, node: subject.node });

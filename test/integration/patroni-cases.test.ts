@@ -20,7 +20,7 @@ describe("what Patroni's coordinator side loses", () => {
   afterAll(async () => h.stop());
   afterEach(async () => Barrier.liftAll(h));
 
-  it('Patroni case 1: its session dies while traffic is paused: the pause is taken again, and recorded', async () => {
+  it('its session dies while traffic is paused: the pause is taken again, and recorded', async () => {
     const subject = await subjectOf(h, 1);
     const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
     expect(await terminateSessions(h.db, 'group')).toBeGreaterThan(0);
@@ -35,7 +35,7 @@ describe("what Patroni's coordinator side loses", () => {
     await subject.settled();
   });
 
-  it('Patroni case 2: PostgreSQL restarts after before_promote: pg_dist_node is right in the end', async () => {
+  it('PostgreSQL restarts after before_promote: pg_dist_node is right in the end', async () => {
     const subject = await subjectOf(h, 1);
     await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
     const promote = await h.request({ event: 'before_promote', groupid: 1, node: subject.next });
@@ -52,7 +52,7 @@ describe("what Patroni's coordinator side loses", () => {
     await subject.settled();
   });
 
-  it('Patroni case 3: a deadline with nothing else queued: the pause ends at it', async () => {
+  it('a deadline with nothing else queued: the pause ends at it', async () => {
     const subject = await subjectOf(h, 1);
     const demote = await h.request({
       event: 'before_demote',
@@ -66,7 +66,7 @@ describe("what Patroni's coordinator side loses", () => {
     await subject.settled();
   });
 
-  it('Patroni case 4: a queued before_demote is replaced: its caller is answered', async () => {
+  it('a queued before_demote is replaced: its caller is answered', async () => {
     const subject = await subjectOf(h, 1);
     const barrier = await Barrier.beforeClaim(h);
     const replaced = await h.report({ event: 'before_demote', groupid: 1, node: subject.node });
@@ -82,7 +82,7 @@ describe("what Patroni's coordinator side loses", () => {
     await subject.settled();
   });
 
-  it('Patroni case 5: the same before_demote twice: neither is answered before the traffic waits', async () => {
+  it('the same before_demote twice: neither is answered before the traffic waits', async () => {
     const subject = await subjectOf(h, 1);
     const barrier = await Barrier.beforeHold(h, subject.key);
     const report = {
@@ -105,7 +105,7 @@ describe("what Patroni's coordinator side loses", () => {
     await subject.settled();
   });
 
-  it('Patroni case 6: the SQL of a before_demote fails: the caller is told so, and is not to go on', async () => {
+  it('the SQL of a before_demote fails: the caller learns so, and is not to go on', async () => {
     const subject = await subjectOf(h, 1);
     // In nobody's way but the hold's, and never ended by force within its time.
     const barrier = await Barrier.beforeHold(h, subject.key);
@@ -126,7 +126,7 @@ describe("what Patroni's coordinator side loses", () => {
     await subject.settled();
   });
 
-  it('Patroni case 7: after a rollback at the deadline the next failover works at once', async () => {
+  it('after a rollback at the deadline the next failover works at once', async () => {
     const subject = await subjectOf(h, 1);
     const demote = await h.request({
       event: 'before_demote',
@@ -142,7 +142,7 @@ describe("what Patroni's coordinator side loses", () => {
     await subject.settled();
   });
 
-  it('Patroni case 8: an unknown event is refused, and opens nothing', async () => {
+  it('an unknown event is refused, and opens nothing', async () => {
     const subject = await subjectOf(h, 1);
     const { host, port } = subject.node;
     const insert =
@@ -152,7 +152,7 @@ describe("what Patroni's coordinator side loses", () => {
     await subject.settled();
   });
 
-  it('rows of another node cluster are nobody of ours: never touched', async () => {
+  it('rows of another node cluster are never touched', async () => {
     const subject = await subjectOf(h, 1);
     const theirs = { host: 'their-standby', port: 6432 };
     await waitFor('the metadata to be in sync, so that a node can be added', async () =>

@@ -120,7 +120,7 @@ describe('the source patroni', () => {
     await writes(BOTH);
   });
 
-  it('says once that nobody answers, and once that they do again; what it wrote stays', async () => {
+  it('says once that no node answers, and once that they do again; what it wrote stays', async () => {
     const one = await rest([LEADER, REPLICA]);
     start([one.url]);
     await writes(BOTH);

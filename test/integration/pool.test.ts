@@ -148,14 +148,14 @@ describe('a server that falls silent right after the login', () => {
     await once(server, 'close');
   });
 
-  it('fails whoever asks a pool for a session, and keeps no place in it', async () => {
+  it('fails each caller that asks a pool for a session, and keeps no place in it', async () => {
     const pool = createPool(connection, OPTIONS);
     await expect(pool.connect()).rejects.toThrow(Error);
     expect(pool.totalCount).toBe(0);
     await pool.end();
   });
 
-  it('fails whoever opens one', async () => {
+  it('fails each caller that opens one', async () => {
     const bounded = { ...connection, statement_timeout: 100 };
     await expect(openSession(bounded, 'test')).rejects.toMatchObject({ code: 'UNREACHABLE' });
   });

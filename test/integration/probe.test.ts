@@ -202,7 +202,7 @@ describe('the probe', () => {
     }
   });
 
-  it('of two that claim to be the primary the higher timeline wins, and else nobody', async () => {
+  it('of two that claim to be the primary the higher timeline wins, and else none', async () => {
     const group = h.cluster.group(4);
     const [row] = await h.nodes(4);
     const third = await h.cluster.testBed.createStandby(group.primary, 'third');

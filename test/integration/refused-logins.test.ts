@@ -103,15 +103,15 @@ describe('a controller whose login is refused at its start', () => {
 describe('a controller whose role may no longer log in', () => {
   it('does not try with each of its sessions again and again, and works again once it may', async () => {
     const proxy = await FaultProxy.start(h.cluster.coordinator);
-    await h.db.query('CREATE ROLE keeper LOGIN SUPERUSER');
+    await h.db.query('CREATE ROLE holder LOGIN SUPERUSER');
     const controller = h.spawnController({
-      DATABASE_URL: `postgres://keeper@127.0.0.1:${proxy.port}/postgres?sslmode=disable`,
+      DATABASE_URL: `postgres://holder@127.0.0.1:${proxy.port}/postgres?sslmode=disable`,
     });
     try {
       await controller.active();
-      await h.db.query('ALTER ROLE keeper NOLOGIN');
+      await h.db.query('ALTER ROLE holder NOLOGIN');
       await h.db.query(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'keeper'",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'holder'",
       );
       await controller.logged(
         'why',
@@ -131,7 +131,7 @@ describe('a controller whose role may no longer log in', () => {
       const active = (): number =>
         controller.log.filter(({ msg }) => msg.startsWith('active,')).length;
       const times = active();
-      await h.db.query('ALTER ROLE keeper LOGIN');
+      await h.db.query('ALTER ROLE holder LOGIN');
       await waitFor('it to be active again', () => Promise.resolve(active() > times), {
         timeoutMs: 60_000,
       });

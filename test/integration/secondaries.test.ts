@@ -51,7 +51,7 @@ describe('secondaries', () => {
     return [primary, secondary];
   }
 
-  it('row H: failover, the old primary gone, a new standby there: its row is reused', async () => {
+  it('failover, the old primary gone, a new standby there: its row is reused', async () => {
     const group = h.cluster.group(1);
     const [primary, secondary] = await rowsOf(1);
     await group.failover();
@@ -67,7 +67,7 @@ describe('secondaries', () => {
     ]);
   });
 
-  it('row H, by what hooks say of the members', async () => {
+  it('by what hooks say of the members', async () => {
     const group = h.cluster.group(2);
     const [primary, secondary] = await rowsOf(2);
     await group.failover();
@@ -83,7 +83,7 @@ describe('secondaries', () => {
     ]);
   });
 
-  it('row J: a secondary replaced, added and removed, by reports', async () => {
+  it('a secondary replaced, added and removed, by reports', async () => {
     const group = h.cluster.group(3);
     const [primary, secondary] = await rowsOf(3);
     const [one, other] = [await newStandby(3), await newStandby(3)];
@@ -104,7 +104,7 @@ describe('secondaries', () => {
     await has(3, [first]);
   });
 
-  it('row J, by what hooks say of the members', async () => {
+  it('by what hooks say of the members', async () => {
     const group = h.cluster.group(3);
     const [row] = await h.nodes(3);
     const first = { nodeid: row?.nodeid ?? 0, node: group.primary.address, role: 'primary' };
@@ -126,7 +126,7 @@ describe('secondaries', () => {
     await has(3, [first]);
   });
 
-  it('row K: switchover with a secondary added at once, then with one removed', async () => {
+  it('switchover with a secondary added at once, then with one removed', async () => {
     const group = h.cluster.group(4);
     const [primary] = await rowsOf(4);
     const fresh = await newStandby(4);
@@ -165,7 +165,7 @@ describe('secondaries', () => {
     await group.rejoin();
   });
 
-  it('row K, by what hooks say of the members', async () => {
+  it('by what hooks say of the members', async () => {
     const group = h.cluster.group(4);
     const [primary] = await rowsOf(4);
     const fresh = await newStandby(4);

@@ -156,7 +156,7 @@ describe.each(SCHEMAS)('what a role plants, in schema $schema', (place) => {
       const report = { ...member, state: 'running', seenAt: performance.now() };
       await writeMembers(controller, 'probe', [report], 1_000);
       const nodes = `SELECT 1 AS nodeid, 3 AS groupid, 'w'::text AS nodename, 1 AS nodeport,
-                            'primary'::text AS noderole, true AS ours`;
+                            'primary'::text AS noderole, true AS in_cluster`;
       const known = { groupid: 3, address: member.address, registered: 'primary' } as const;
       expect(await reportSuspect(controller, nodes, known, 10_000)).toMatch(/^\d+$/);
       await controller.query("SELECT @mpp.mpp_is_installed('mpp_add_node'::name, 'text'::text)");

@@ -127,7 +127,7 @@ describe.each(SCHEMAS)('what each role can do at worst, in schema $schema', (pla
       expect(await sqlstateOf(client, text)).toBe(DENIED);
     });
 
-    it('has its longest report told to those who listen', async () => {
+    it('has its longest report notified to those who listen', async () => {
       const heard: (string | undefined)[] = [];
       const listener = await contract.session();
       listener.on('notification', ({ payload }) => heard.push(payload));

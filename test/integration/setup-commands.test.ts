@@ -45,7 +45,7 @@ describe('gucs', () => {
     await server.restart();
   });
 
-  it('changes nothing unless told to', async () => {
+  it('changes nothing without --apply', async () => {
     const result = await cli('gucs');
     expect(result).toMatchObject({ exitCode: 0, stderr: '' });
     expect(result.stdout).toMatch(

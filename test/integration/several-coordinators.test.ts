@@ -186,7 +186,7 @@ describe('the coordinator fails over', () => {
     );
   });
 
-  it('one controller, whose address comes to lead to the new one: it starts anew there', async () => {
+  it('one controller, whose address reaches the new one by now: it starts again there', async () => {
     const { primary: old, standby: next } = h.cluster.group(0);
     const worker = h.cluster.group(1).primary;
     const proxy = await FaultProxy.start(old);

@@ -113,14 +113,15 @@ describe('a rolling upgrade', () => {
 
   it('a hold of a controller that is older than a migration ends at its deadline, and says so', async () => {
     const old = await h.startController();
+    await newer.upgrade(VERSION, HARMLESS);
     const hold = await h.request({
       event: 'before_demote',
       groupid: 1,
       node: h.cluster.group(1).primary,
-      timeout: '3s',
+      // Longer than the migration takes on a slow machine.
+      timeout: '10s',
     });
     expect(hold.status).toBe('holding');
-    await newer.upgrade(VERSION, HARMLESS);
     await migrate();
     await says(old, 'finishes the groups that are held');
     await says(old, 'stands down: ');

@@ -148,7 +148,7 @@ describe('SIGTERM', () => {
     await subject.settled();
   });
 
-  it('PostgreSQL cannot be reached at the start: it waits for it, and ends when told to', async () => {
+  it('PostgreSQL cannot be reached at the start: it waits for it, and ends on a signal', async () => {
     await controller.end('SIGTERM');
     await h.cluster.coordinator.stop();
     controller = h.spawnController();

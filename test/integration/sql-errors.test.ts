@@ -37,7 +37,7 @@ const PLACES = [
   'commit',
 ] as const;
 
-describe('row M: SQL fails in the middle of a task', () => {
+describe('SQL fails in the middle of a task', () => {
   let h: Harness;
   let controller: ControllerProcess;
 
@@ -53,7 +53,7 @@ describe('row M: SQL fails in the middle of a task', () => {
   afterEach(async () => h.db.query('TRUNCATE fault.code'));
 
   describe.each(PLACES)('at the %s', (place) => {
-    it('row M: after_promote without a hold is tried again, ever more slowly, until it works', async () => {
+    it('after_promote without a hold is tried again, ever more slowly, until it works', async () => {
       const subject = await subjectOf(h, 1);
       await strike(place, '55000');
       const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
@@ -91,7 +91,7 @@ describe('row M: SQL fails in the middle of a task', () => {
       },
     );
 
-    it('row M: what no retry can mend is failed, and says why', async () => {
+    it('what no retry can fix is failed, and says why', async () => {
       const subject = await subjectOf(h, 1);
       await strike(place, '23514');
       const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
@@ -105,7 +105,7 @@ describe('row M: SQL fails in the middle of a task', () => {
       expect(await primaryAddress(h, 1)).toEqual(subject.node);
     });
 
-    it('row M: the victim of a deadlock is tried again at once', async () => {
+    it('the victim of a deadlock is tried again at once', async () => {
       const subject = await subjectOf(h, 1);
       await strike(place, '40P01');
       const after = await h.report({ event: 'after_promote', groupid: 1, node: subject.next });
@@ -116,7 +116,7 @@ describe('row M: SQL fails in the middle of a task', () => {
     });
   });
 
-  it('row M: a before_demote that cannot be acknowledged is failed, and nothing waits', async () => {
+  it('a before_demote that cannot be acknowledged is failed, and nothing waits', async () => {
     const subject = await subjectOf(h, 1);
     await strike('holding', '55000');
     const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
@@ -127,7 +127,7 @@ describe('row M: SQL fails in the middle of a task', () => {
     await subject.settled();
   });
 
-  it('row M: a before_promote that fails ends the hold that it would go on', async () => {
+  it('a before_promote that fails ends the hold that it would go on', async () => {
     const subject = await subjectOf(h, 1);
     const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
     await strike('holding', '55000');
@@ -137,7 +137,7 @@ describe('row M: SQL fails in the middle of a task', () => {
     await subject.settled();
   });
 
-  it('row M: the address has been taken by another group meanwhile', async () => {
+  it('the address has been taken by another group meanwhile', async () => {
     const subject = await subjectOf(h, 1);
     const other = await subjectOf(h, 2);
     const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
@@ -153,7 +153,7 @@ describe('row M: SQL fails in the middle of a task', () => {
     await other.settled();
   });
 
-  it('row M: a node that does not answer cannot be registered; that is tried ever more slowly', async () => {
+  it('a node that does not answer cannot be registered; that is tried ever more slowly', async () => {
     // Citus reports its own failed connection with the SQLSTATE of a lost one.
     const nobody = { host: '127.0.0.1', port: 1 };
     const after = await h.report({ event: 'after_promote', groupid: 7, node: nobody });

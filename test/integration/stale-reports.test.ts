@@ -4,7 +4,7 @@ import { expectWritable } from '../support/faults/settled.js';
 import { primaryAddress, subjectOf } from '../support/faults/subject.js';
 import { Harness } from '../support/harness.js';
 
-describe('row L: duplicate, overridden, stale and unknown reports', () => {
+describe('duplicate, overridden, stale and unknown reports', () => {
   let h: Harness;
 
   beforeAll(async () => {
@@ -14,7 +14,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
   afterAll(async () => h.stop());
   afterEach(async () => Barrier.liftAll(h));
 
-  it('row L: a duplicate before_demote is holding only while the traffic waits', async () => {
+  it('a duplicate before_demote is holding only while the traffic waits', async () => {
     const subject = await subjectOf(h, 1);
     const { node } = subject;
     const first = await h.request({ event: 'before_demote', groupid: 1, node });
@@ -28,7 +28,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
     await subject.settled();
   });
 
-  it('row L: a duplicate before_demote is not answered before the traffic waits', async () => {
+  it('a duplicate before_demote is not answered before the traffic waits', async () => {
     const subject = await subjectOf(h, 1);
     const { node } = subject;
     const barrier = await Barrier.beforeHold(h, subject.key);
@@ -46,7 +46,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
     await subject.settled();
   });
 
-  it('row L: an overridden report is superseded, and its waiter is answered', async () => {
+  it('an overridden report is superseded, and its waiter is answered', async () => {
     const subject = await subjectOf(h, 1);
     const { node, next } = subject;
     const barrier = await Barrier.beforeClaim(h);
@@ -61,7 +61,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
     await subject.settled();
   });
 
-  it('row L: a stale before_demote is discarded, and nothing waits', async () => {
+  it('a stale before_demote is discarded, and nothing waits', async () => {
     const subject = await subjectOf(h, 1);
     const stale = { ...subject.node, host: 'was-primary-once' };
     const task = await h.request({ event: 'before_demote', groupid: 1, node: stale });
@@ -70,7 +70,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
     await subject.settled();
   });
 
-  it('row L: a stale before_demote during a hold leaves the hold alone', async () => {
+  it('a stale before_demote during a hold leaves the hold alone', async () => {
     const subject = await subjectOf(h, 1);
     const { node, next } = subject;
     const hold = await h.request({ event: 'before_demote', groupid: 1, node });
@@ -83,7 +83,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
     await subject.settled();
   });
 
-  it('row L: what pg_dist_node says already is done without a write', async () => {
+  it('what pg_dist_node says already is done without a write', async () => {
     const subject = await subjectOf(h, 1);
     const { node } = subject;
     for (const event of ['before_promote', 'after_promote'] as const) {
@@ -94,7 +94,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
     await subject.settled();
   });
 
-  it('row L: a changed mind: the target of the last before_promote, then of after_promote', async () => {
+  it('a changed mind: the target of the last before_promote, then of after_promote', async () => {
     const subject = await subjectOf(h, 2);
     const { node, next } = subject;
     const wrong = { ...node, host: 'chosen-first' };
@@ -108,7 +108,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
     await subject.settled();
   });
 
-  it('row L: groups and nodes that nobody knows', async () => {
+  it('groups and nodes that are not known', async () => {
     const subject = await subjectOf(h, 1);
     const nobody = { host: 'nobody', port: 5432 };
     for (const event of ['before_demote', 'before_promote', 'suspect'] as const) {
@@ -122,7 +122,7 @@ describe('row L: duplicate, overridden, stale and unknown reports', () => {
     await subject.settled();
   });
 
-  it('row L: an unknown event is refused where it enters, and leaves nothing', async () => {
+  it('an unknown event is refused where it enters, and leaves nothing', async () => {
     const subject = await subjectOf(h, 1);
     const { host, port } = subject.node;
     const count = 'SELECT count(*) FROM mpp_tasks';

@@ -178,7 +178,7 @@ describe('a global pid', () => {
 });
 
 describe('a hold', () => {
-  it('of table locks on an entry node makes all wait there, and nobody elsewhere', async () => {
+  it('of table locks on an entry node makes all wait there, and none elsewhere', async () => {
     for (const table of ['items', 'notes', 'lookup']) {
       await entryOperator.query('BEGIN');
       await entryOperator.query('SET LOCAL citus.enable_ddl_propagation = off');

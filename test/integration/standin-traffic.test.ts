@@ -71,7 +71,7 @@ describe('a hold', () => {
     ],
   ];
 
-  it.each(holds)('%s makes writers of the group wait, and nobody else', async (_name, take) => {
+  it.each(holds)('%s makes writers of the group wait, and no others', async (_name, take) => {
     await operator.query('BEGIN');
     await take();
     const holding = await backendPid(operator);
@@ -102,7 +102,7 @@ describe('a hold', () => {
     expect((await write).rowCount).toBe(1);
   });
 
-  it('waits for a writer in a transaction until lock_timeout, and harms nobody', async () => {
+  it('waits for a writer in a transaction until lock_timeout, and harms no client', async () => {
     await client.query('BEGIN');
     await client.query(INCREMENT, [key]);
     await operator.query("SET lock_timeout = '50ms'");

@@ -48,7 +48,7 @@ describe('worker groups change their primary under load', () => {
     return rows.filter(({ id }) => groupOf.get(Number(id)) === groupid).length;
   }
 
-  it('row C: worker switchover, twice, with an insert loop', async () => {
+  it('worker switchover, twice, with an insert loop', async () => {
     const group = h.cluster.group(1);
     const [row] = await h.nodes(1);
     const traffic = trafficOn(1);
@@ -78,7 +78,7 @@ describe('worker groups change their primary under load', () => {
     expect(await rowsOf(1)).toBe(report.inserted);
   });
 
-  it('row D: clean restart of a primary, with an insert loop', async () => {
+  it('clean restart of a primary, with an insert loop', async () => {
     const { primary } = h.cluster.group(2);
     const before = await h.nodes(2);
     const traffic = trafficOn(2);
@@ -97,7 +97,7 @@ describe('worker groups change their primary under load', () => {
     expect(await h.holds()).toBe(0);
   });
 
-  it('row F: crash: before_promote and after_promote only', async () => {
+  it('crash: before_promote and after_promote only', async () => {
     const group = h.cluster.group(3);
     const [old, next] = [group.primary, group.standby];
     const [row] = await h.nodes(3);
@@ -124,7 +124,7 @@ describe('worker groups change their primary under load', () => {
     ]);
   });
 
-  it('row I: failover to a node that was never registered', async () => {
+  it('failover to a node that was never registered', async () => {
     const group = h.cluster.group(4);
     const [old, next] = [group.primary, group.standby];
     const [row, ...others] = await h.nodes(4);

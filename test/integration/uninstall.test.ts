@@ -128,7 +128,7 @@ describe('the SQL that removes everything', () => {
     await db.query('DROP ROLE hook');
   });
 
-  it("leaves an application's own objects alone, and drops nothing when one of them uses ours", async () => {
+  it("leaves an application's own objects alone, and drops nothing when one of them uses the project's", async () => {
     const { name, db } = await emptyDatabase();
     await db.query(
       'CREATE TABLE application (id integer); CREATE FUNCTION f() RETURNS void RETURN NULL',

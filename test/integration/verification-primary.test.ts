@@ -124,7 +124,7 @@ describe('after_promote is believed once the node itself says so', () => {
     expect(await primaryOf(1)).toBe(before);
   });
 
-  it('a node that lets nobody in, or lacks the database, is waited for', async () => {
+  it('a node that takes no connections, or lacks the database, is waited for', async () => {
     for (const [url, reason] of [
       ['postgresql://nobody_there@/postgres', /nobody_there/],
       ['postgresql://postgres@/no_such_database', /no_such_database/],

@@ -58,7 +58,7 @@ export class NodeTable {
 
   #own(test: (row: Node) => boolean, step: Step): Node {
     const row = this.#rows.find(test);
-    if (row?.ours !== true) throw new Error(`no row of ours for ${JSON.stringify(step)}`);
+    if (row?.isInCluster !== true) throw new Error(`no row of ours for ${JSON.stringify(step)}`);
     return row;
   }
 
@@ -73,7 +73,7 @@ export class NodeTable {
     if (role === 'primary' && this.#rows.some((row) => isPrimaryOf(row, groupid))) {
       throw new Error(`group ${groupid} has a primary already`);
     }
-    this.#rows.push({ nodeid: this.#nextNodeid, groupid, role, address, ours: true });
+    this.#rows.push({ nodeid: this.#nextNodeid, groupid, role, address, isInCluster: true });
     this.#nextNodeid += 1;
   }
 
@@ -85,5 +85,5 @@ export class NodeTable {
 }
 
 export function isPrimaryOf(row: Node, groupid: number): boolean {
-  return row.ours && row.groupid === groupid && row.role === 'primary';
+  return row.isInCluster && row.groupid === groupid && row.role === 'primary';
 }

@@ -10,13 +10,13 @@ export const C = parseAddress('c:1');
 export const D = parseAddress('d:1');
 
 export function node(nodeid: number, address: Node['address'], more: Partial<Node> = {}): Node {
-  return { nodeid, groupid: 1, address, role: 'secondary', ours: true, ...more };
+  return { nodeid, groupid: 1, address, role: 'secondary', isInCluster: true, ...more };
 }
 
 export const primary = node(1, A, { role: 'primary' });
 export const standby = node(2, B);
 export const elsewhere = node(8, D, { groupid: 2, role: 'primary' });
-export const foreign = node(9, D, { ours: false, role: 'primary' });
+export const foreign = node(9, D, { isInCluster: false, role: 'primary' });
 
 export function report(
   event: Report['event'],

@@ -82,7 +82,7 @@ describe('retryDelay', () => {
     expect(retryDelay(task({ event }), new Error('the session was lost'))).toBeUndefined();
   });
 
-  it.each(['22023', '23514', '0A000'])('gives up a fact that no retry can mend: %s', (code) => {
+  it.each(['22023', '23514', '0A000'])('gives up a report that no retry can fix: %s', (code) => {
     expect(retryDelay(task({ event: 'after_promote' }), databaseError(code))).toBeUndefined();
   });
 

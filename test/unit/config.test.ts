@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { flagOf, loadSettings, SETTINGS, unknownVariables } from '../../src/config.js';
-import { eachDatabase } from '../../src/databases.js';
+import { eachDatabase } from '../../src/each-database.js';
 import { ConfigError } from '../../src/errors.js';
 
 describe('loadSettings', () => {
@@ -11,7 +11,7 @@ describe('loadSettings', () => {
     expect(rest).toEqual({
       schema: 'public',
       databases: undefined,
-      siblings: [],
+      otherDatabases: [],
       pause: 'auto',
       strategy: 'auto',
       maxHolds: Infinity,
@@ -63,7 +63,7 @@ describe('loadSettings', () => {
     [{ DATABASE_URL: 'postgresql://h/elsewhere' }, 'a', ['b']],
     [{ PGDATABASE: 'b' }, 'b', ['a']],
     [{}, 'a', ['b']],
-  ])('with several databases and %o works in %s', (env, database, siblings) => {
+  ])('with several databases and %o works in %s', (env, database, others) => {
     const settings = loadSettings({
       ...env,
       MPP_DATABASES: 'a, b',
@@ -71,7 +71,7 @@ describe('loadSettings', () => {
     });
     expect(settings.connection.database).toBe(database);
     expect(settings.node.database).toBe(database);
-    expect(settings.siblings).toEqual(siblings);
+    expect(settings.otherDatabases).toEqual(others);
     expect(eachDatabase(settings).map(({ connection }) => connection.database)).toEqual(['a', 'b']);
   });
 
@@ -179,7 +179,7 @@ describe('unknownVariables', () => {
     expect(unknownVariables(env)).toEqual(['MPP_MAX_HOLD']);
   });
 
-  it('finds what this version does not do, so that nobody relies on it', () => {
+  it('finds what this version does not do, so that no client relies on it', () => {
     expect(unknownVariables({ MPP_HTTP: 'x' })).toEqual(['MPP_HTTP']);
   });
 

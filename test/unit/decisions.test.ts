@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import {
   decide,
-  patienceOf,
+  stayOf,
   Sightings,
   type HoldState,
   type WaitedLock,
@@ -144,9 +144,9 @@ describe('decide', () => {
   });
 });
 
-describe('patienceOf', () => {
+describe('stayOf', () => {
   it('lets clients wait for at most a second in all tries together', () => {
-    const tries = Array.from({ length: 40 }, (_, index) => patienceOf(index + 1));
+    const tries = Array.from({ length: 40 }, (_, index) => stayOf(index + 1));
     expect(tries[0]).toBe(250);
     expect(tries.reduce((sum, ms) => sum + ms, 0)).toBeLessThanOrEqual(1_000);
   });

@@ -76,11 +76,11 @@ describe('planGucs', () => {
     },
   );
 
-  it('leaves a number of prepared transactions that somebody chose', () => {
+  it('leaves a number of prepared transactions that an operator chose', () => {
     expect(plan({ max_prepared_transactions: '5' })).toEqual([]);
   });
 
-  it('shortens the time after which Citus sends a row again, unless somebody has chosen one', () => {
+  it('shortens the time after which Citus sends a row again, unless an operator has chosen one', () => {
     const name = 'citus.metadata_sync_retry_interval';
     expect(plan({ [name]: '5s' })).toEqual([{ name, current: '5s', wanted: ['200ms'] }]);
     expect(plan({ [name]: '10s' })).toEqual([]);

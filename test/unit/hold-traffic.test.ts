@@ -12,7 +12,7 @@ const NODE: Node = {
   groupid: 1,
   role: 'primary',
   address: { host: 'a', port: 1 },
-  ours: true,
+  isInCluster: true,
 };
 
 const TASK: Task = {
@@ -62,7 +62,7 @@ describe('a hold whose session is lost before it is acknowledged', () => {
         pause: () => Promise.resolve(PAUSING),
         stop: () => Promise.resolve(),
       },
-      siblings: { follow: () => Promise.resolve(null) },
+      otherDatabases: { follow: () => Promise.resolve(null) },
       handler: () => ({
         means: { strategies: ['shard-locks'], maySignal: true },
         readNodes: () => Promise.resolve([NODE]),
@@ -76,6 +76,6 @@ describe('a hold whose session is lost before it is acknowledged', () => {
 
     expect(acknowledged).not.toHaveBeenCalled();
     expect(holds.all()).toEqual([]);
-    expect(outcome).toMatchObject({ doubt: true });
+    expect(outcome).toMatchObject({ mustInspect: true });
   });
 });

@@ -89,7 +89,7 @@ describe('Signal', () => {
     expect(vi.getTimerCount()).toBe(0);
   });
 
-  it('is remembered until somebody waits, once, however often it was raised', async () => {
+  it('is remembered until it is waited for, once, however often it was raised', async () => {
     const signal = new Signal();
     signal.raise();
     signal.raise();

@@ -161,7 +161,7 @@ describe('LockSession', () => {
     expect(await session.taking([A, B])).toBe(true);
   });
 
-  it('turns to what it can have when it is told to postpone', async () => {
+  it('turns to what it can have when it is to postpone', async () => {
     const backend = new Backend();
     const session = start(backend);
     backend.held.add('a');
@@ -288,7 +288,7 @@ describe('LockSession', () => {
       return { backend, session, owner, go };
     }
 
-    it('it can be told not to wait', async () => {
+    it('it need not wait', async () => {
       const { backend, session, owner, go } = await atSavepoint();
       owner.released.add(B);
       const dropped = session.release();
@@ -298,7 +298,7 @@ describe('LockSession', () => {
       expect(session.has(A)).toBe(true);
     });
 
-    it('it can be told to yield', async () => {
+    it('it can be made to yield', async () => {
       const { backend, session, go } = await atSavepoint();
       backend.waiting.set(CLIENT, 'a');
       session.yieldTo([CLIENT]);

@@ -12,7 +12,7 @@ const NOTHING: Status = {
 };
 
 describe('statusText', () => {
-  it('says so where there is nothing, and warns that nobody is active', () => {
+  it('says so where there is nothing, and warns that no controller is active', () => {
     expect(statusText(NOTHING)).toBe(
       [
         'Controllers',

@@ -53,7 +53,7 @@ describe('a row that is neither primary nor secondary', () => {
     {
       rule: 'of another node cluster is never touched',
       report: report('after_promote', C),
-      nodes: [primary, node(5, C, { ...CLONE, ours: false })],
+      nodes: [primary, node(5, C, { ...CLONE, isInCluster: false })],
       gives: { kind: 'fail', reason: reason(/another node cluster/) },
     },
   ]);

@@ -32,7 +32,7 @@ const table: fc.Arbitrary<Node[]> = fc
         groupid: kind === 'elsewhere' ? 2 : GROUP,
         address: place,
         role: kind === 'secondary' ? 'secondary' : 'primary',
-        ours: kind !== 'foreign',
+        isInCluster: kind !== 'foreign',
       };
     });
   });
@@ -66,7 +66,7 @@ function carryOut(rows: NodeTable, report: Report): Transition {
   return first;
 }
 
-const isStranger = (row: Node) => !(row.ours && row.groupid === GROUP);
+const isStranger = (row: Node) => !(row.isInCluster && row.groupid === GROUP);
 const placesOf = (rows: readonly Node[]) => rows.map((row) => formatAddress(row.address)).sort();
 
 /** Who a group has after a move: the named ones, or those it had with the old primary swapped in. */
@@ -99,7 +99,7 @@ function expectWish(rows: NodeTable, before: readonly Node[], report: Report): v
 }
 
 describe('after_promote, from any rows to any wish', () => {
-  it('gives exactly the wish, touches nobody else, and finds nothing to do the second time', () => {
+  it('gives exactly the wish, touches no other row, and finds nothing to do the second time', () => {
     fc.assert(
       fc.property(table, wish, (before, report) => {
         const rows = new NodeTable(before);
@@ -201,7 +201,7 @@ describe('a hold that has parked its row', () => {
     );
   });
 
-  it('is told from its own report: the events of a switchover in order', () => {
+  it('knows its own report: the events of a switchover in order', () => {
     fc.assert(
       fc.property(table, address, (before, to) => {
         const primary = before.find((row) => isPrimaryOf(row, GROUP));

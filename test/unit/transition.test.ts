@@ -21,13 +21,13 @@ import {
 
 const BEFORE_DEMOTE: readonly Case[] = [
   {
-    rule: 'row C: the primary is held',
+    rule: 'the primary is held',
     report: report('before_demote', A),
     nodes: [primary, standby],
     gives: { kind: 'hold', node: primary, target: null },
   },
   {
-    rule: 'row L, a duplicate: the hold goes on',
+    rule: 'a duplicate: the hold goes on',
     report: report('before_demote', A),
     nodes: [primary, standby],
     held: heldFor(B),
@@ -41,19 +41,19 @@ const BEFORE_DEMOTE: readonly Case[] = [
     gives: { kind: 'hold', node: primary, target: B },
   },
   {
-    rule: 'row L, stale: a node that is not the primary is discarded',
+    rule: 'stale: a node that is not the primary is discarded',
     report: report('before_demote', B),
     nodes: [primary, standby],
     gives: { kind: 'discard', reason: reason(/b:1 is not the primary of group 1: that is a:1/) },
   },
   {
-    rule: 'row L, stale: the port counts',
+    rule: 'stale: the port counts',
     report: report('before_demote', { host: 'a', port: 2 }),
     nodes: [primary],
     gives: { kind: 'discard' },
   },
   {
-    rule: 'row L, unknown: a group without a primary is discarded',
+    rule: 'unknown: a group without a primary is discarded',
     report: report('before_demote', A, { groupid: 7 }),
     nodes: [],
     gives: { kind: 'discard', reason: reason(/group 7 has no primary/) },
@@ -90,33 +90,33 @@ const SUSPECT: readonly Case[] = [
 
 const BEFORE_PROMOTE: readonly Case[] = [
   {
-    rule: 'row C: the hold learns its target',
+    rule: 'the hold learns its target',
     report: report('before_promote', B),
     nodes: [primary, standby],
     held,
     gives: { kind: 'hold', node: primary, target: B },
   },
   {
-    rule: 'row F, rule 6: without a hold it opens one',
+    rule: 'rule 6: without a hold it opens one',
     report: report('before_promote', B),
     nodes: [primary, standby],
     gives: { kind: 'hold', node: primary, target: B },
   },
   {
-    rule: 'row I: a node without a row will do',
+    rule: 'a node without a row will do',
     report: report('before_promote', C),
     nodes: [primary],
     gives: { kind: 'hold', node: primary, target: C },
   },
   {
-    rule: 'row D: the held primary comes back itself',
+    rule: 'the held primary comes back itself',
     report: report('before_promote', A),
     nodes: [primary],
     held,
     gives: { kind: 'hold', node: primary, target: A },
   },
   {
-    rule: 'row L, overridden: the newer target counts',
+    rule: 'overridden: the newer target counts',
     report: report('before_promote', C),
     nodes: [primary, standby],
     held: heldFor(B),
@@ -129,7 +129,7 @@ const BEFORE_PROMOTE: readonly Case[] = [
     gives: nothing,
   },
   {
-    rule: 'row L, unknown: a group without a primary is discarded',
+    rule: 'unknown: a group without a primary is discarded',
     report: report('before_promote', A),
     nodes: [],
     gives: { kind: 'discard', reason: reason(/after_promote/) },
@@ -147,7 +147,7 @@ describe('suspect', () => checkCases(SUSPECT));
 describe('before_promote', () => checkCases(BEFORE_PROMOTE));
 
 describe('parkedAddress', () => {
-  it('is a name that nobody has', () => {
+  it('is a name that no node has', () => {
     expect(parkedAddress(primary, [primary])).toEqual({ host: 'a-demoted', port: 1 });
     const taken = node(5, { host: 'a-demoted', port: 1 });
     expect(parkedAddress(primary, [primary, taken])).toEqual({ host: 'a-demoted-1', port: 1 });

@@ -34,5 +34,5 @@ export function cloneSteps(
 
 /** Whether it is a clone that Citus may promote to a group of its own, of this primary. */
 export function isCloneOf(node: Node, primary: Node): boolean {
-  return node.ours && node.role === 'unavailable' && node.cloneOf === primary.nodeid;
+  return node.isInCluster && node.role === 'unavailable' && node.cloneOf === primary.nodeid;
 }

@@ -1,7 +1,7 @@
 import { ConfigError } from '../../errors.js';
 import type { MPPSettings } from '../setup.js';
 
-/** Schemas that come and go with Citus: what is ours would be in the way of DROP EXTENSION. */
+/** Schemas that come and go with Citus: objects of this project there would prevent DROP EXTENSION. */
 const OWN_SCHEMAS: ReadonlySet<string> = new Set([
   'citus',
   'citus_internal',

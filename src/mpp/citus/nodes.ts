@@ -19,7 +19,7 @@ export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
     nodename: string;
     nodeport: number;
     noderole: Node['role'];
-    ours: boolean;
+    in_cluster: boolean;
     cloneof: number | null;
     ready: boolean;
   }>({
@@ -33,7 +33,7 @@ export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
     groupid: row.groupid,
     address: { host: row.nodename, port: row.nodeport },
     role: row.noderole,
-    ours: row.ours,
+    isInCluster: row.in_cluster,
     ...(row.cloneof === null ? {} : { cloneOf: row.cloneof }),
   }));
 }
@@ -41,7 +41,7 @@ export async function readNodes(db: Queryable, task: Task): Promise<Node[]> {
 /** Columns by name: a release of Citus may add some, and only those from 13.2 on know of clones. */
 const NODE_COLUMNS = `
          n.nodeid, n.groupid, n.nodename, n.nodeport, n.noderole::text AS noderole,
-         n.nodecluster = 'default' AS ours,
+         n.nodecluster = 'default' AS in_cluster,
          CASE WHEN n.noderole = 'unavailable' AND (to_jsonb(n)->>'nodeisclone')::boolean
            THEN (to_jsonb(n)->>'nodeprimarynodeid')::integer END AS cloneof`;
 

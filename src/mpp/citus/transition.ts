@@ -158,8 +158,8 @@ function moveSteps(
   if (displaced) swaps.push({ op: 'update', nodeid: displaced.nodeid, to: found.address });
   const promoted = others.find((node) => sameAddress(node.address, report.address));
   if (promoted) swaps.push({ op: 'update', nodeid: promoted.nodeid, to: primary.address });
-  const inTheWay = displaced ?? sameAddress(found.address, primary.address);
-  if (swaps.length === 0 || !inTheWay) return [...swaps, toNew];
+  const hasAddress = displaced ?? sameAddress(found.address, primary.address);
+  if (swaps.length === 0 || !hasAddress) return [...swaps, toNew];
   const parked = parkedAddress(primary, [...nodes, ...others]);
   return [{ op: 'update', nodeid: primary.nodeid, to: parked }, ...swaps, toNew];
 }
@@ -199,17 +199,18 @@ function wantedSecondaries(report: Report, nodes: readonly Node[]): Address[] {
   return uniqueAddresses(report.secondaries ?? []).filter(
     (address) =>
       !nodes.some(
-        (node) => node.ours && node.role === 'unavailable' && sameAddress(node.address, address),
+        (node) =>
+          node.isInCluster && node.role === 'unavailable' && sameAddress(node.address, address),
       ),
   );
 }
 
 function isMember(node: Node, groupid: number): boolean {
-  return node.ours && node.groupid === groupid && node.role !== 'unavailable';
+  return node.isInCluster && node.groupid === groupid && node.role !== 'unavailable';
 }
 
 /**
- * An address that nobody has, for the row of a primary that is between two. The name is the one
+ * An address that no node has, for the row of a primary that is between two. The name is the one
  * that the strategy demoted-row gives it, so that a swap does not move it twice.
  */
 export function parkedAddress(primary: Node, nodes: readonly Node[]): Address {
@@ -237,7 +238,7 @@ function occupant(
 
 function taken(address: Address, node: Node): string {
   const kind = node.role === 'unavailable' ? ' as an unavailable node' : '';
-  const owner = node.ours ? `group ${node.groupid}${kind}` : 'another node cluster';
+  const owner = node.isInCluster ? `group ${node.groupid}${kind}` : 'another node cluster';
   return (
     `${formatAddress(address)} belongs to ${owner} (nodeid ${node.nodeid}); ` +
     'remove or move that row, then report again'

@@ -132,7 +132,7 @@ export class ServerStream extends Duplex {
   }
 
   async #open(): Promise<void> {
-    if (this.#place === undefined) throw new Error('a stream that was told no server');
+    if (this.#place === undefined) throw new Error('a stream without a server');
     const { hostaddr, tls } = this.#options;
     const place = this.#place;
     const raw = connect(
@@ -242,7 +242,7 @@ async function askForTls(socket: Socket): Promise<boolean> {
   const answer = once(socket, 'data');
   socket.write(SSL_REQUEST);
   const letter = String(await answer);
-  // More than one letter would be data from before the encryption, which nobody vouches for.
+  // More than one letter would be data from before the encryption, which is not authenticated.
   if (letter === 'S') return true;
   if (letter === 'N') return false;
   throw new Error('the server does not answer like PostgreSQL when it is asked for TLS');

@@ -53,7 +53,7 @@ export class TlsPolicy {
   }
 
   /**
-   * What Node.js is told for a session with `host`. The files are read each time: certificates are renewed
+   * The TLS options for a session with `host`. The files are read each time: certificates are renewed
    * more often than a controller is restarted.
    *
    * @throws ConfigError naming a file that is missing, cannot be read, or may be read by too many

@@ -22,7 +22,7 @@ const CLUSTER = z.object({
 /** What one answer says of a group. */
 export interface PatroniCluster {
   readonly reports: readonly MemberReport[];
-  /** False when a member has not told its address yet: who is not listed may be that one. */
+  /** False when a member has not published its address yet: who is not listed may be that one. */
   readonly complete: boolean;
 }
 
@@ -33,7 +33,7 @@ export interface PatroniCluster {
  * - `noloadbalance`: the node is to serve no reads, which is all that a secondary is for in
  *   pg_dist_node; Patroni registers no such node either.
  * - `nofailover` says nothing of reads. Such a node is a secondary like any other; whether it may be
- *   promoted is for Patroni to decide, and here nobody is the primary but who has the leader key.
+ *   promoted is for Patroni to decide, and here only the member that has the leader key is the primary.
  *
  * @param seenAt when it was asked, as performance.now() has it.
  * @throws ZodError when it is no answer of Patroni.
@@ -67,7 +67,7 @@ const PRIMARY_ROLES = new Set(['leader', 'master', 'primary']);
 /** The word of Patroni, if the table takes it. */
 function stateOf(state: string | undefined): string {
   const isWord = state !== undefined && /^[a-z][a-z ()_-]{0,62}$/i.test(state);
-  // Ours alone: what Patroni still lists has not left.
+  // Only what this source has written: what Patroni still lists has not left.
   return isWord && state !== 'removed' ? state : 'unknown';
 }
 

@@ -5,7 +5,7 @@ import { sqlState } from '../../postgres/sqlstate.js';
 /** How a node failed to answer. */
 export interface Failure {
   /**
-   * - `down`: nobody takes connections there, or the server says that it is going or not yet there.
+   * - `down`: no server takes connections there, or the server says that it is going or not yet there.
    * - `silent`: no answer in time. It may be slow, or cut off from us alone.
    * - `closed`: it is there, and does not let us in: a password, a right, too many connections.
    */
@@ -15,7 +15,7 @@ export interface Failure {
   readonly dropped?: boolean;
 }
 
-/** Told apart by SQLSTATE and the system's codes, never by the text. */
+/** Distinguished by SQLSTATE and the system's codes, never by the text. */
 export function classifyFailure(error: unknown): Failure {
   const cause = error instanceof UnreachableError ? error.cause : error;
   const reason = errorText(error);

@@ -18,7 +18,7 @@ export function judge(
   const about = { groupid, address, seenAt };
   if (answer === undefined) {
     if (failure === undefined || failure.kind === 'closed') return undefined;
-    // Of a node that is down nobody knows its role; what the catalog has will do, as it claims nothing.
+    // The role of a node that is down is not known; what the catalog has will do, as it claims nothing.
     return { ...about, role: registered ?? 'secondary', state: 'unreachable' };
   }
   const seen = {

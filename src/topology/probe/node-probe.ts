@@ -80,7 +80,7 @@ export class NodeProbe {
         if (signal.aborted) return;
         const failure = classifyFailure(error);
         if (kept && failure.kind !== 'silent') {
-          // Somebody may have ended this one session; a new one tells whether the server is there.
+          // This one session may have been terminated; a new one tells whether the server is there.
           dropped = true;
           continue;
         }

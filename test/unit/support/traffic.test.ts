@@ -56,7 +56,7 @@ describe('a tally', () => {
     return { error, described: describeFailure(kind, 'COMMIT', 'a:1', error) };
   };
 
-  it('tells what is acknowledged from what is in doubt', () => {
+  it('distinguishes what is acknowledged from what is not known', () => {
     const tally = new Tally();
     for (const code of ['23505', '08006', '57P01']) {
       tally.began('write');

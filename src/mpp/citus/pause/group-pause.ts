@@ -8,7 +8,7 @@ import {
   nameSession,
   type Blocker,
 } from '../../../locks/blocking-sessions.js';
-import { decide, patienceOf, type AwaitedBlocker } from '../../../locks/decisions.js';
+import { decide, stayOf, type AwaitedBlocker } from '../../../locks/decisions.js';
 import { inTime } from '../../../locks/lock-session.js';
 import { waitersOf, type Vertex, type WaitGraph } from '../../../locks/wait-graph.js';
 import type { Watch } from '../../../locks/watch.js';
@@ -233,13 +233,13 @@ export class GroupPause {
   /** Decides about what was seen. */
   #see(graph: WaitGraph): void {
     if (this.#leave === undefined) return;
-    const patienceMs = patienceOf(this.#attempt);
+    const stayMs = stayOf(this.#attempt);
     const waiting = this.#all.flatMap((pause) => pause.sessions).filter(({ waiting }) => waiting);
-    this.#blocking.see(graph, waiting, patienceMs);
+    this.#blocking.see(graph, waiting, stayMs);
     const { planned, cooldownMs } = this.#order;
     const now = performance.now();
     const pauses = this.#all;
-    const nodes = pauses.map((pause) => pause.see(patienceMs));
+    const nodes = pauses.map((pause) => pause.see(stayMs));
     const decision = decide<Vertex, NodeLock>({
       nodes,
       since: (vertex) => this.#blocking.since(vertex),

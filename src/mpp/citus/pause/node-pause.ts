@@ -177,7 +177,7 @@ export class NodePause implements LockOwner {
     const own = group
       ? this.node.setUp(group.transaction)
       : pause === 'writes' && this.#holder.reserve();
-    if (own) own.catch(() => undefined); // Told where it is waited for.
+    if (own) own.catch(() => undefined); // Thrown where it is waited for.
     if (planned) {
       const { tables, shared } = await this.#targets.read();
       const needed = pause === 'all' ? tables : group?.coversShared ? [] : shared;
@@ -337,9 +337,9 @@ export class NodePause implements LockOwner {
   }
 
   /** What it waits for; see `decide`. To be called after each look at the servers. */
-  see(patienceMs: number): NodeState<Vertex, NodeLock> {
+  see(stayMs: number): NodeState<Vertex, NodeLock> {
     if (this.isLeftOut()) return { waited: [], hasWrites: true };
-    this.#findStuck(patienceMs);
+    this.#findStuck(stayMs);
     const { reads, writes, drain, own } = this.#wanted;
     const state = (need: NodeLock['need'], locks: readonly Lock[]): NodeLock[] =>
       locks.flatMap((lock) => {
@@ -350,7 +350,7 @@ export class NodePause implements LockOwner {
         const stuck = this.#stuck.get(lock.key);
         const [long, behindHold] =
           session && isWaiting
-            ? [blocking.longOf(session, patienceMs), blocking.behindHoldOf(session, patienceMs)]
+            ? [blocking.longOf(session, stayMs), blocking.behindHoldOf(session, stayMs)]
             : [stuck ?? [], []];
         return [{ lock, need, isStuck: stuck !== undefined, long, behindHold }];
       });
@@ -365,7 +365,7 @@ export class NodePause implements LockOwner {
     };
   }
 
-  #findStuck(patienceMs: number): void {
+  #findStuck(stayMs: number): void {
     const { blocking } = this.#options;
     const wanted = new Map(allOf(this.#wanted).map((lock) => [lock.key, lock]));
     for (const [key, long] of this.#stuck) {
@@ -378,10 +378,10 @@ export class NodePause implements LockOwner {
       const waited = session.waiting?.locks ?? [];
       for (const { key } of session.unresolvable) if (wanted.has(key)) this.#stuck.set(key, []);
       if (waited.length === 0) continue;
-      const isStuck = blocking.isStuck(session, patienceMs);
+      const isStuck = blocking.isStuck(session, stayMs);
       for (const { key } of waited) {
         if (!wanted.has(key)) continue;
-        if (isStuck) this.#stuck.set(key, blocking.longOf(session, patienceMs));
+        if (isStuck) this.#stuck.set(key, blocking.longOf(session, stayMs));
         else this.#stuck.delete(key);
       }
       // What is behind it in the session may be had meanwhile.

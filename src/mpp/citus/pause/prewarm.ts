@@ -8,7 +8,7 @@ const MOST_KNOWN = 1_024;
 /**
  * Makes nodes ready for holds, until the signal.
  *
- * @param onFailure told of each that cannot be connected to
+ * @param onFailure called for each that cannot be connected to
  */
 export async function prewarmNodes(
   nodes: readonly PauseNode[],

@@ -21,7 +21,7 @@ export interface PauseScope {
 /** How the coordinator makes the traffic of a group wait: one way of several. */
 export interface PauseStrategy {
   readonly name: StrategyName;
-  /** True when it locks pg_dist_node until the hold ends, so that nobody else can change its rows. */
+  /** True when it locks pg_dist_node until the hold ends, so that no other session can change its rows. */
   readonly locksNodes: boolean;
   /** True when it takes the locks of shards that other groups have, too, and so excludes their holds. */
   readonly coversShared: boolean;
@@ -66,7 +66,7 @@ const pauseNode: PauseStrategy = {
 };
 
 /**
- * Gives the row a name that nobody has: works from Citus 10 on. It locks pg_dist_node until the
+ * Gives the row a name that no node has: works from Citus 10 on. It locks pg_dist_node until the
  * transaction ends, so it allows one hold in the whole cluster, and distributed DDL waits as well.
  */
 const demotedRow: PauseStrategy = {

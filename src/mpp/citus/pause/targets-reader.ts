@@ -21,7 +21,7 @@ interface Batch {
  */
 export class TargetsReader {
   readonly #sessions: Pool;
-  /** What is read next: it is not asked for yet, so whoever joins it gets what is there from now on. */
+  /** What is read next: it is not asked for yet, so a caller that joins it gets what is there from now on. */
   #next: Batch | undefined;
   #last: Promise<unknown> = Promise.resolve();
   readonly #known = new Map<number, Known>();

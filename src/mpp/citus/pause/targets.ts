@@ -71,7 +71,7 @@ const TARGETS = `
         ELSE d.shardid::text END
   ), relation AS (
     SELECT d.groupid, c.oid, format('%I.%I', n.nspname, c.relname) AS name, bool_or(d.shared) AS shared,
-           pg_has_role(c.relowner, 'USAGE') AS ours
+           pg_has_role(c.relowner, 'USAGE') AS lockable
     FROM placed AS d
     JOIN pg_class AS c ON c.oid = d.logicalrelid
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
@@ -85,7 +85,7 @@ const TARGETS = `
   ), named AS (
     SELECT r.groupid, array_agg(r.name ORDER BY r.oid) AS names,
            array_agg(r.name ORDER BY r.oid) FILTER (WHERE r.shared) AS shared,
-           min(r.name) FILTER (WHERE NOT r.ours) AS foreign
+           min(r.name) FILTER (WHERE NOT r.lockable) AS foreign
     FROM relation AS r
     GROUP BY r.groupid
   ), space AS (

@@ -1,9 +1,12 @@
 import { DatabaseStateError } from '../errors.js';
 import { Loop } from '../topology/loop.js';
 import { within } from '../within.js';
-import { findRival, type RivalSearch } from '../topology/rival.js';
+import {
+  findNewerCoordinator,
+  type NewerCoordinatorSearch,
+} from '../topology/newer-coordinator.js';
 
-export interface RivalWatchOptions extends RivalSearch {
+export interface NewerCoordinatorWatchOptions extends NewerCoordinatorSearch {
   readonly intervalMs: number;
   /** Ends it like `stop`. */
   readonly signal: AbortSignal;
@@ -18,13 +21,13 @@ const STOP_MS = 500;
  *
  * It runs beside a standby, too, so that one that takes over need not look first.
  */
-export class RivalWatch {
-  readonly #options: RivalWatchOptions;
+export class NewerCoordinatorWatch {
+  readonly #options: NewerCoordinatorWatchOptions;
   readonly #loop: Loop;
   readonly #found = new AbortController();
   #first: Promise<void> | undefined;
 
-  constructor(options: RivalWatchOptions) {
+  constructor(options: NewerCoordinatorWatchOptions) {
     this.#options = options;
     this.#loop = new Loop({
       intervalMs: options.intervalMs,
@@ -44,19 +47,19 @@ export class RivalWatch {
     await within(STOP_MS, this.#loop.stop(), undefined);
   }
 
-  /** Aborted when there is a rival; its reason is a DatabaseStateError `REPLACED` that names it. */
+  /** Aborted when there is one; its reason is a DatabaseStateError `REPLACED` that names it. */
   get found(): AbortSignal {
     return this.#found.signal;
   }
 
   async #look(): Promise<void> {
-    const rival = await findRival(this.#options);
-    if (rival === undefined) return;
+    const newer = await findNewerCoordinator(this.#options);
+    if (newer === undefined) return;
     const { timeline } = this.#options.identity;
     const error = new DatabaseStateError(
       'REPLACED',
-      `another server has become the coordinator: ${rival.node} takes writes on timeline ` +
-        `${rival.timeline}, and this one is on ${timeline}; make this one its standby, or stop that one`,
+      `another server has become the coordinator: ${newer.node} takes writes on timeline ` +
+        `${newer.timeline}, and this one is on ${timeline}; make this one its standby, or stop that one`,
       { retryable: true },
     );
     this.#found.abort(error);

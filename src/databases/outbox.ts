@@ -1,48 +1,51 @@
 import type { Queryable } from '../postgres/queryable.js';
 
-/** Something that a sibling has yet to be told: a report, or what became of it. */
+/** Something that is to be forwarded to another database: a report, or what became of it. */
 export interface Entry {
   readonly id: string;
   /** null when its task has been pruned. */
   readonly groupid: number | null;
-  /** This database, as the sibling is to know it. */
+  /** This database, as the other one is to know it. */
   readonly origin: string;
   /**
-   * The row of mpp_tasks as JSON; null when there is nothing to tell: it has been pruned, or is a fact
-   * since which another has come true. Told after all, that would move the row back for a moment.
+   * The row of mpp_tasks as JSON; null when there is nothing to forward: it has been pruned, or is a confirmed
+   * report since which another was confirmed. Forwarded after all, it would move the row back for a moment.
    */
   readonly report: string | null;
 }
 
-/** Says which databases are told of reports from now on. Writes nothing where that is known. */
-export async function registerSiblings(db: Queryable, databases: readonly string[]): Promise<void> {
-  await db.query({ name: 'mpp-register-siblings', text: REGISTER, values: [databases] });
+/** Says to which databases reports are forwarded from now on. Writes nothing where that is known. */
+export async function registerDatabases(
+  db: Queryable,
+  databases: readonly string[],
+): Promise<void> {
+  await db.query({ name: 'mpp-register-databases', text: REGISTER, values: [databases] });
 }
 
 const REGISTER = `
   WITH gone AS (
-    DELETE FROM @mpp.mpp_siblings AS s WHERE s.database <> ALL ($1::name[])
+    DELETE FROM @mpp.mpp_databases AS s WHERE s.database <> ALL ($1::name[])
   )
-  INSERT INTO @mpp.mpp_siblings (database)
+  INSERT INTO @mpp.mpp_databases (database)
   SELECT wanted.database
   FROM unnest($1::name[]) AS wanted (database)
-  WHERE wanted.database NOT IN (SELECT s.database FROM @mpp.mpp_siblings AS s)
+  WHERE wanted.database NOT IN (SELECT s.database FROM @mpp.mpp_databases AS s)
   ON CONFLICT DO NOTHING`;
 
 /**
  * @param without groups that are passed over
- * @returns the oldest entries for one sibling, at most `limit`.
+ * @returns the oldest entries for one database, at most `limit`.
  */
 export async function readOutbox(
   db: Queryable,
-  sibling: string,
+  database: string,
   limit: number,
   without: readonly number[],
 ): Promise<Entry[]> {
   const { rows } = await db.query<Entry>({
     name: 'mpp-read-outbox',
     text: READ,
-    values: [sibling, limit, without],
+    values: [database, limit, without],
   });
   return rows;
 }

@@ -80,7 +80,7 @@ export class ControlSession {
       await client.query(SET_IDLE_TIMEOUT, [
         `${Math.max(heartbeatMs * MISSED_HEARTBEATS, 1_000)}ms`,
       ]);
-      // On a standby as well: else nobody would know before the controller is needed.
+      // On a standby as well: else it would not be known before the controller is needed.
       await refuseNewer(client, contract.schema, contract.known);
       const identity = await readIdentity(client);
       const handler = await mpp.inspect(client);
@@ -96,7 +96,7 @@ export class ControlSession {
     }
   }
 
-  /** Aborted when the session has ended, whoever ended it. */
+  /** Aborted when the session has ended, for any reason. */
   get ended(): AbortSignal {
     return this.#ended.signal;
   }

@@ -10,13 +10,13 @@ import { errorText } from '../postgres/session.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
 import { keepLimits } from '../tasks/limits.js';
 import { within } from '../within.js';
-import { LeadParts } from './lead-parts.js';
-import type { ControlSession } from './leader.js';
+import { ActiveParts } from './active-parts.js';
+import type { ControlSession } from './control-session.js';
 import { announce, forgetGone, markGone } from './presence.js';
 import { regain } from './regain.js';
 import { pause, untilAborted } from './signal.js';
 
-export interface LeadOptions {
+export interface ActiveControllerOptions {
   readonly settings: Settings;
   readonly logger: Logger;
   readonly mpp: AbstractMPP;
@@ -25,19 +25,19 @@ export interface LeadOptions {
   readonly version: string;
   /** How many sessions it may open with the coordinator. */
   readonly sessions: SessionBudget;
-  /** Ends the lead: the controller is to stop. */
+  /** Ends it: the controller is to stop. */
   readonly signal: AbortSignal;
   /** Ends it when another server has taken the place of this one; its reason says which. */
   readonly replaced: AbortSignal;
   /** Opens another control session. */
   readonly open: () => Promise<ControlSession>;
-  /** Called once everybody can see that it leads. */
+  /** Called once it is visible that it leads. */
   readonly onActive: () => void;
 }
 
 /** How often it is asked, after a newer version has migrated, whether the last hold has ended. */
 const FINISH_LOOK_MS = 100;
-const SIBLINGS_MS = 2_000;
+const OTHER_DATABASES_MS = 2_000;
 const GONE_MS = 1_000;
 /** So long the end waits for a heartbeat that is under way. */
 const LAST_BEAT_MS = 2_000;
@@ -46,10 +46,10 @@ const LAST_BEAT_MS = 2_000;
  * One controller's time as the active one, until it loses the leadership or is to stop. All sessions are
  * with the one server that the control session found: with another one it would act on two coordinators.
  */
-export class Lead {
-  readonly #options: LeadOptions;
+export class ActiveController {
+  readonly #options: ActiveControllerOptions;
   readonly #logger: Logger;
-  readonly #parts: LeadParts;
+  readonly #parts: ActiveParts;
   readonly #identity: ServerIdentity;
   readonly #otherServer = new AbortController();
   readonly #presence = new OncePerChange();
@@ -61,12 +61,12 @@ export class Lead {
   #pruning: Promise<void> | undefined;
 
   /** @param first the control session that leads; it is closed in the end. */
-  constructor(options: LeadOptions, first: ControlSession) {
+  constructor(options: ActiveControllerOptions, first: ControlSession) {
     this.#options = options;
     this.#identity = first.identity;
     this.#control = first;
     this.#logger = componentLogger(options.logger, 'controller');
-    this.#parts = new LeadParts({
+    this.#parts = new ActiveParts({
       ...options,
       identity: first.identity,
       handler: first.handler,
@@ -83,7 +83,7 @@ export class Lead {
   async run(): Promise<void> {
     try {
       await this.#beat();
-      await this.#startSiblings();
+      await this.#startOtherDatabases();
       this.#options.onActive();
       this.#parts.start();
       await this.#serve();
@@ -108,7 +108,7 @@ export class Lead {
     const { settings, signal, replaced } = this.#options;
     const ended = [signal, replaced, this.#otherServer.signal];
     const over = AbortSignal.any(ended);
-    const { term, siblings } = this.#parts;
+    const { taskLoop, otherDatabases } = this.#parts;
     let isNew = false;
     // Made once a session: a signal or a promise that is raced at each heartbeat collects listeners.
     let next = AbortSignal.any([...ended, this.#control.ended]);
@@ -125,7 +125,7 @@ export class Lead {
         );
         return;
       }
-      if (this.#ending && term.isIdle) throw this.#ending;
+      if (this.#ending && taskLoop.isIdle) throw this.#ending;
       try {
         await untilAborted(
           over,
@@ -153,7 +153,7 @@ export class Lead {
         over,
         this.#ask(() => forgetGone(client)),
       ).catch((error: unknown) => this.#warnOfOldRows(error));
-      if (!siblings.isStarted) await this.#startSiblings();
+      if (!otherDatabases.isStarted) await this.#startOtherDatabases();
       this.#prune();
       void this.#prewarm();
     }
@@ -167,13 +167,13 @@ export class Lead {
    */
   #finishFirst(error: unknown): boolean {
     if (!(error instanceof DatabaseStateError) || error.code !== 'SCHEMA_NEWER') return false;
-    const { term } = this.#parts;
-    if (term.isIdle) return false;
+    const { taskLoop } = this.#parts;
+    if (taskLoop.isIdle) return false;
     if (this.#ending === undefined) {
       this.#ending = error;
-      term.finish();
+      taskLoop.finish();
       this.#logger.warn(
-        { groups: term.heldGroups },
+        { groups: taskLoop.heldGroups },
         `${error.message}; this controller finishes the groups that are held, takes no others, and then stands down`,
       );
     }
@@ -182,9 +182,9 @@ export class Lead {
 
   /** @returns whether this controller leads again, on another control session. */
   async #replaceControl(error: unknown): Promise<boolean> {
-    const { term, gate } = this.#parts;
+    const { taskLoop, gate } = this.#parts;
     this.#logger.warn({ err: error }, 'the control session was lost');
-    term.suspend();
+    taskLoop.suspend();
     this.#control.discard();
     const { open, signal } = this.#options;
     const outcome = await regain({
@@ -195,12 +195,12 @@ export class Lead {
     if ('control' in outcome) {
       this.#control = outcome.control;
       this.#asked = Promise.resolve();
-      term.resume();
+      taskLoop.resume();
       return true;
     }
     if (!this.#stopping) {
       this.#logger.warn(
-        `the lead is lost: ${outcome.reason}; holds are rolled back and left to the next active controller`,
+        `the leadership is lost: ${outcome.reason}; holds are rolled back and left to the next active controller`,
       );
     }
     return false;
@@ -220,16 +220,16 @@ export class Lead {
 
   /**
    * Beside the heartbeats, one run at a time: a long backlog takes longer than the server lets the
-   * control session be idle. The end of the term ends it after its batch.
+   * control session be idle. The end of the taskLoop ends it after its batch.
    */
   #prune(): void {
-    this.#pruning ??= this.#parts.term
+    this.#pruning ??= this.#parts.taskLoop
       .prune()
       .catch((error: unknown) => this.#warnOfOldRows(error))
       .finally(() => (this.#pruning = undefined));
   }
 
-  /** What is only for tidiness must not cost the lead. */
+  /** What is only for tidiness must not cost the leadership. */
   #warnOfOldRows(error: unknown): void {
     this.#logger.warn({ err: error }, 'old rows could not be deleted; it is tried again');
   }
@@ -252,7 +252,7 @@ export class Lead {
     if (this.#ending === undefined) await control.checkMigrated();
     const lost = await control.lostBecause();
     if (lost !== undefined) throw new LeadershipLostError(lost);
-    const { strategy } = this.#parts.term;
+    const { strategy } = this.#parts.taskLoop;
     const trouble = await announce(control, { id, version, strategy, maxHolds: settings.maxHolds });
     if (trouble === undefined) this.#presence.clear();
     else this.#warnOfPresence(trouble);
@@ -260,12 +260,12 @@ export class Lead {
   }
 
   /** Rows that another session has locked must not keep the coordinator from being served. */
-  async #startSiblings(): Promise<void> {
-    const starting = this.#parts.siblings.start().catch((error: unknown) => {
+  async #startOtherDatabases(): Promise<void> {
+    const starting = this.#parts.otherDatabases.start().catch((error: unknown) => {
       if (isSessionLost(error)) throw error;
       this.#warnOfPresence(`the other databases could not be registered: ${errorText(error)}`);
     });
-    await within(SIBLINGS_MS, starting, undefined);
+    await within(OTHER_DATABASES_MS, starting, undefined);
     starting.catch(() => undefined);
   }
 
@@ -287,7 +287,7 @@ export class Lead {
     );
   }
 
-  /** Does something on the control session once it has answered all else, also what nobody waits for any more. */
+  /** Does something on the control session once it has answered all else, also what is not waited for any more. */
   async #ask<T>(work: () => Promise<T>): Promise<T> {
     const asked = this.#asked.then(work);
     this.#asked = asked.catch(() => undefined);

@@ -15,14 +15,14 @@ export function areDatabases(names: readonly string[]): boolean {
 
 /**
  * The settings for work in one of several databases on the same nodes: sessions, those with other nodes
- * included, are in that database, and the others are its siblings.
+ * included, are in that database, and `otherDatabases` are the rest.
  */
 export function inDatabase(settings: Settings, database: string): Settings {
   return Object.freeze({
     ...settings,
     connection: Object.freeze({ ...settings.connection, database }),
     node: nodeInDatabase(settings.node, database),
-    siblings: Object.freeze(settings.databases?.filter((name) => name !== database) ?? []),
+    otherDatabases: Object.freeze(settings.databases?.filter((name) => name !== database) ?? []),
   });
 }
 

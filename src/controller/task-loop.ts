@@ -18,7 +18,7 @@ import { Signal } from './signal.js';
 import { Turn } from './turn.js';
 import type { Outcome, Workplace } from './work.js';
 
-export interface TermOptions extends Pick<Workplace, 'siblings' | 'verification'> {
+export interface TaskLoopOptions extends Pick<Workplace, 'otherDatabases' | 'verification'> {
   readonly db: Pool;
   readonly sessions: Pool;
   readonly mpp: AbstractMPP;
@@ -44,8 +44,8 @@ const RELEASE_COMMIT_MS = 300;
  * The work of the active controller: claim, run, look again. All it knows of the queue is in the
  * table; what it keeps in memory are the open transactions of the groups it holds.
  */
-export class Term {
-  readonly #options: TermOptions;
+export class TaskLoop {
+  readonly #options: TaskLoopOptions;
   readonly #signal = new Signal();
   readonly #holds: Holds;
   readonly #processor: Processor;
@@ -57,14 +57,14 @@ export class Term {
   readonly #trouble = new Map<string, OncePerChange>();
   #handler: AbstractMPPHandler;
   #rebuiltAt: string | null = null;
-  #doubt = false;
+  #mustInspect = false;
   #suspended = false;
   #finishing = false;
   readonly #interrupt = new AbortController();
   #stopping: 'record' | 'abandon' | undefined;
   #loop: Promise<void> | undefined;
 
-  constructor(options: TermOptions) {
+  constructor(options: TaskLoopOptions) {
     this.#options = options;
     this.#expiry = new Expiry({ ...options, signal: this.#interrupt.signal });
     this.#handler = options.handler;
@@ -122,7 +122,7 @@ export class Term {
    * Ends the work: no new claims, what runs is interrupted, holds are rolled back.
    *
    * @param how `record` writes down that the holds were rolled back; `abandon` leaves their tasks to
-   *   whoever is active next, who takes them up again while their deadlines last.
+   *   the next active controller, which takes them up again while their deadlines last.
    */
   async stop(how: 'record' | 'abandon'): Promise<void> {
     this.#stopping ??= how;
@@ -145,7 +145,7 @@ export class Term {
     while (!this.#stopping) {
       if (!this.#suspended) {
         // By the clock: wake-ups that never cease must not put it off.
-        if (this.#doubt || performance.now() >= takeBackAt) {
+        if (this.#mustInspect || performance.now() >= takeBackAt) {
           takeBackAt = performance.now() + pollMs;
           await this.#attempt('lost tasks could not be taken back', () => this.#takeBack());
         }
@@ -178,7 +178,7 @@ export class Term {
     while (!this.#stopping && !this.#suspended) {
       const claimed = (await this.#claim(false)) ?? (await this.#claim(true));
       if (claimed === undefined) return;
-      if (claimed.rebuildAt !== this.#rebuiltAt || this.#doubt)
+      if (claimed.rebuildAt !== this.#rebuiltAt || this.#mustInspect)
         await this.#inspect(claimed.rebuildAt);
       // The deadline of its group's hold may have passed while it was claimed.
       await this.#busy.get(claimed.task.groupid);
@@ -214,7 +214,7 @@ export class Term {
 
   async #process(task: Task): Promise<void> {
     const outcome: Outcome = await this.#processor.run(task);
-    if (outcome.doubt) this.#doubt = true;
+    if (outcome.mustInspect) this.#mustInspect = true;
     if (outcome.again !== undefined) this.#alarms.set(() => this.wake(), outcome.again);
     const hold = this.#holds.get(task.groupid);
     if (hold && this.#holds.remaining(hold) <= 0) await this.#expire(hold);
@@ -280,7 +280,7 @@ export class Term {
       await persistRows(db, hold.attempts, () => endTasks(db, hold.attempts, end));
     } catch (error) {
       logger.warn({ err: error }, 'the end of a hold could not be recorded; a sweep will do it');
-      this.#doubt = true;
+      this.#mustInspect = true;
     }
   }
 
@@ -288,7 +288,7 @@ export class Term {
     if (!this.#holds.remove(hold)) return;
     hold.session.destroy();
     void this.#logLoss(hold);
-    this.#doubt = true;
+    this.#mustInspect = true;
     this.wake();
   }
 
@@ -310,7 +310,7 @@ export class Term {
   async #inspect(rebuildAt: string | null): Promise<void> {
     this.#handler = await this.#withSession((session) => this.#options.mpp.inspect(session));
     this.#rebuiltAt = rebuildAt;
-    this.#doubt = false;
+    this.#mustInspect = false;
   }
 
   async #withSession<T>(work: (session: PoolClient) => Promise<T>): Promise<T> {
@@ -329,10 +329,10 @@ export class Term {
   /** Waits for running tasks: those that open a hold are cancelled, a commit gets a moment. */
   async #settle(): Promise<void> {
     const settled = Promise.all(this.#busy.values()).then(() => true);
-    const patience = performance.now() + COMMIT_GRACE_MS;
+    const graceEnd = performance.now() + COMMIT_GRACE_MS;
     do {
       // Again and again: a task may have been between two statements.
-      const late = performance.now() > patience;
+      const late = performance.now() > graceEnd;
       await this.#cancel((task) => late || task.event !== 'after_promote');
     } while (!(await Promise.race([settled, this.#alarms.after(CANCEL_AGAIN_MS)])));
     this.#alarms.clear();

@@ -1,16 +1,16 @@
 import type { Queryable } from '../postgres/queryable.js';
 import type { Attempt } from '../tasks/finish.js';
 
-/** What a look into this database says of a report that waits for its siblings. */
-export interface OwnSight {
+/** What a look into this database says of a report that waits for the other databases. */
+export interface OwnState {
   /** True when another event of the group has been reported, so that no session is to wait any longer. */
   readonly hurried: boolean;
-  /** Siblings that have yet to be told. */
-  readonly untold: readonly string[];
+  /** Databases to which it is yet to be forwarded. */
+  readonly unsent: readonly string[];
 }
 
-/** What a look into a sibling says of it. */
-export interface SiblingSight {
+/** What a look into another database says of the report's copy there. */
+export interface CopyState {
   /** True when the group's traffic waits there, for whatever report. */
   readonly held: boolean;
   /** Status and reason of the copy; null when there is none. */
@@ -22,12 +22,13 @@ export interface SiblingSight {
   readonly led: boolean;
 }
 
-/** What is known of one sibling. */
+/** What is known of one other database. */
 export interface Known {
-  readonly told: boolean;
+  /** True once the report was forwarded. */
+  readonly forwarded: boolean;
   /** Why it could not be reached; undefined while it could. */
   readonly failure: string | undefined;
-  readonly sight: SiblingSight | undefined;
+  readonly copy: CopyState | undefined;
   /** For how long no controller has been active there, in milliseconds. */
   readonly unledMs: number;
 }
@@ -37,14 +38,14 @@ const OPEN: ReadonlySet<string> = new Set(['pending', 'claimed', 'holding']);
 const UNLED_MOST_MS = 2_000;
 
 /**
- * Whether a report must wait for a sibling any longer, and what is to be said if it need not. Pure.
+ * Whether a report must wait for another database any longer, and what is to be said if it need not. Pure.
  *
- * @returns undefined to wait; null when the sibling's traffic waits; else why it does not, or not wholly.
+ * @returns undefined to wait; null when the traffic waits there; else why it does not, or not wholly.
  */
-export function judge({ told, failure, sight, unledMs }: Known): string | null | undefined {
+export function judge({ forwarded, failure, copy, unledMs }: Known): string | null | undefined {
   if (failure !== undefined) return failure;
-  if (!told || sight === undefined) return undefined;
-  const { held, status, reason, coming, led } = sight;
+  if (!forwarded || copy === undefined) return undefined;
+  const { held, status, reason, coming, led } = copy;
   if (held) return status === 'holding' ? reason : null;
   if (status === null && !coming) return 'a newer report was made there';
   // One that is holding without a lock has lost its controller, and is soon taken up again.
@@ -54,11 +55,11 @@ export function judge({ told, failure, sight, unledMs }: Known): string | null |
 }
 
 /**
- * Writes down that the group's traffic waits here, before the report is acknowledged: a sibling whose
- * own report waits for us is not to wait for the acknowledgement, or both would.
+ * Writes down that the group's traffic waits here, before the report is acknowledged: a database whose
+ * own report waits for this one is not to wait for the acknowledgement, or both would.
  *
- * @returns milliseconds until the report is too late to be acknowledged, or undefined when nobody waits for
- *   siblings: it is a copy itself, or not a client's, or no longer ours.
+ * @returns milliseconds until the report is too late to be acknowledged, or undefined when there is nothing to
+ *   wait for: the task is a copy itself, or not a client's, or claimed by another attempt.
  */
 export async function markHeld(db: Queryable, attempt: Attempt): Promise<number | undefined> {
   const { rows } = await db.query<{ remaining_ms: number }>({
@@ -78,13 +79,13 @@ const MARK_HELD = `
   RETURNING (extract(epoch FROM coalesce(t.deadline, t.created_at + t.timeout) - clock_timestamp()) * 1000)::float8
     AS remaining_ms`;
 
-export async function lookHere(db: Queryable, taskId: string): Promise<OwnSight> {
-  const { rows } = await db.query<OwnSight>({
+export async function lookHere(db: Queryable, taskId: string): Promise<OwnState> {
+  const { rows } = await db.query<OwnState>({
     name: 'mpp-look-here',
     text: LOOK_HERE,
     values: [taskId],
   });
-  return rows[0] ?? { hurried: true, untold: [] };
+  return rows[0] ?? { hurried: true, unsent: [] };
 }
 
 const LOOK_HERE = `
@@ -98,16 +99,16 @@ const LOOK_HERE = `
              AND n.event <> 'suspect'
              AND (n.event, n.nodename, n.nodeport) <> (t.event, t.nodename, t.nodeport)
          ) AS hurried,
-         ARRAY(SELECT o.database::text FROM @mpp.mpp_outbox AS o WHERE o.task_id = t.id) AS untold
+         ARRAY(SELECT o.database::text FROM @mpp.mpp_outbox AS o WHERE o.task_id = t.id) AS unsent
   FROM @mpp.mpp_tasks AS t
   WHERE t.id = $1 AND t.finished_at IS NULL`;
 
-/** @param db a session in the sibling */
+/** @param db a session in the other database */
 export async function lookThere(
   db: Queryable,
   report: { origin: string; id: string; groupid: number },
-): Promise<SiblingSight | undefined> {
-  const { rows } = await db.query<SiblingSight>({
+): Promise<CopyState | undefined> {
+  const { rows } = await db.query<CopyState>({
     name: 'mpp-look-there',
     text: LOOK_THERE,
     values: [report.origin, report.id, report.groupid],
@@ -115,7 +116,7 @@ export async function lookThere(
   return rows[0];
 }
 
-/** The lock proves that whoever marked the hold is alive. */
+/** The lock proves that the session that marked the hold is alive. */
 const LOOK_THERE = `
   WITH lock AS MATERIALIZED (
     SELECT l.classid, l.objid

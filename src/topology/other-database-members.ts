@@ -4,23 +4,23 @@ import { errorText } from '../postgres/session.js';
 import { Loop } from './loop.js';
 import type { SourceContext, TopologySource } from './source.js';
 
-export interface SiblingMembersOptions extends SourceContext {
+export interface OtherDatabaseMembersOptions extends SourceContext {
   readonly database: string;
-  /** Sessions in the sibling. */
-  readonly sibling: Queryable;
+  /** Sessions in that database. */
+  readonly otherDb: Queryable;
   readonly intervalMs: number;
 }
 
-/** What hooks say of the nodes in another database on the same nodes, by mpp_report: copied to ours. */
-export class SiblingMembers implements TopologySource {
-  readonly #options: SiblingMembersOptions;
+/** What hooks say of the nodes in another database on the same nodes, by mpp_report: copied to this one. */
+export class OtherDatabaseMembers implements TopologySource {
+  readonly #options: OtherDatabaseMembersOptions;
   readonly #loop: Loop;
   /** Rows of an earlier time have been read, in seconds since 1970; null before the first look. */
   #readUntil: number | null = null;
   #failure: string | undefined;
 
-  constructor(options: SiblingMembersOptions) {
-    const logger = componentLogger(options.logger, 'siblings');
+  constructor(options: OtherDatabaseMembersOptions) {
+    const logger = componentLogger(options.logger, 'databases');
     this.#options = { ...options, logger };
     this.#loop = new Loop({
       intervalMs: options.intervalMs,
@@ -38,9 +38,9 @@ export class SiblingMembers implements TopologySource {
   }
 
   async #copy(): Promise<void> {
-    const { database, sibling, db, ttlMs, onChange, logger } = this.#options;
+    const { database, otherDb, db, ttlMs, onChange, logger } = this.#options;
     try {
-      const { rows } = await sibling.query<{ members: string | null; until: number }>({
+      const { rows } = await otherDb.query<{ members: string | null; until: number }>({
         name: 'mpp-read-reports',
         text: READ,
         values: [ttlMs, this.#readUntil],

@@ -7,13 +7,13 @@ import { Listener } from '../postgres/listener.js';
 import { LoginGate } from '../postgres/login-gate.js';
 import { createPool } from '../postgres/pool.js';
 import type { SessionBudget } from '../postgres/session-budget.js';
-import { Siblings } from '../siblings/siblings.js';
+import { OtherDatabases } from '../databases/other-databases.js';
 import { Topology } from '../topology/topology.js';
 import { within } from '../within.js';
-import { Term } from './term.js';
+import { TaskLoop } from './task-loop.js';
 import { NodeVerification, NO_VERIFICATION, type Verification } from './verification.js';
 
-export interface LeadPartsOptions {
+export interface ActivePartsOptions {
   readonly settings: Settings;
   readonly logger: Logger;
   readonly mpp: AbstractMPP;
@@ -36,13 +36,13 @@ const BUSY_MS = 100;
 const SILENT_MS = 1_500;
 
 /** All that runs while a controller leads, beside its control session, and its sessions. */
-export class LeadParts {
+export class ActiveParts {
   readonly db: pg.Pool;
   readonly sessions: pg.Pool;
   readonly gate = new LoginGate();
   readonly traffic: TrafficControl;
-  readonly siblings: Siblings;
-  readonly term: Term;
+  readonly otherDatabases: OtherDatabases;
+  readonly taskLoop: TaskLoop;
   readonly #topology: Topology;
   readonly #verification: Verification;
   readonly #listener: Listener;
@@ -50,7 +50,7 @@ export class LeadParts {
   readonly #severed = new AbortController();
   #isSilent = false;
 
-  constructor(options: LeadPartsOptions) {
+  constructor(options: ActivePartsOptions) {
     const { settings, logger, mpp, controller, sessions: most, identity, onOtherServer } = options;
     const { connection, schema } = settings;
     this.#logger = componentLogger(logger, 'controller');
@@ -77,30 +77,30 @@ export class LeadParts {
       ...{ connection, node: settings.node, sessions: most },
       logger: componentLogger(logger, 'traffic'),
     });
-    this.siblings = new Siblings({
+    this.otherDatabases = new OtherDatabases({
       ...{ db, settings, identity, onOtherServer },
-      logger: componentLogger(logger, 'siblings'),
+      logger: componentLogger(logger, 'databases'),
     });
-    const { traffic, siblings } = this;
+    const { traffic, otherDatabases } = this;
     const verification = this.#createVerification(options);
     this.#verification = verification;
-    this.term = new Term({
+    this.taskLoop = new TaskLoop({
       ...settings,
-      ...{ db, sessions, mpp, traffic, siblings, controller, verification },
+      ...{ db, sessions, mpp, traffic, otherDatabases, controller, verification },
       handler: options.handler,
       onHoldEnded: () => this.#topology.wake(),
       logger: componentLogger(logger, 'queue'),
     });
     this.#topology = new Topology({
       ...{ db, mpp, controller, settings, logger, signal: options.signal },
-      siblings: siblings.databases,
+      otherDatabases: otherDatabases.databases,
     });
     this.#listener = this.#createListener(settings);
   }
 
   start(): void {
     this.#listener.start();
-    this.term.start();
+    this.taskLoop.start();
     this.#topology.start();
     this.#verification.start();
   }
@@ -116,8 +116,8 @@ export class LeadParts {
   ): Promise<void> {
     const severing = this.#severIfSilent(signOfLife);
     await Promise.all([this.#listener.stop(), this.#verification.stop()]);
-    await Promise.all([this.#topology.stop(), this.term.stop(how)]);
-    await Promise.all([this.traffic.stop(), this.siblings.stop()]);
+    await Promise.all([this.#topology.stop(), this.taskLoop.stop(how)]);
+    await Promise.all([this.traffic.stop(), this.otherDatabases.stop()]);
     await severing;
   }
 
@@ -130,7 +130,13 @@ export class LeadParts {
     await Promise.all([this.db.end(), this.sessions.end()]);
   }
 
-  #createVerification({ settings, mpp, logger, identity, signal }: LeadPartsOptions): Verification {
+  #createVerification({
+    settings,
+    mpp,
+    logger,
+    identity,
+    signal,
+  }: ActivePartsOptions): Verification {
     if (settings.verify === 'off') {
       this.#logger.warn(
         'MPP_VERIFY is off: addresses are written to pg_dist_node without asking the node what it is',
@@ -153,8 +159,8 @@ export class LeadParts {
       channel: 'mpp_tasks',
       gate: this.gate,
       onWake: () => {
-        this.term.wake();
-        this.siblings.wake();
+        this.taskLoop.wake();
+        this.otherDatabases.wake();
         this.#topology.wake();
       },
       onError: (error) => {

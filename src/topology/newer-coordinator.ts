@@ -5,19 +5,19 @@ import { nameSchema } from '../postgres/schema-name.js';
 import { eachServer, openSession, type Connection } from '../postgres/session.js';
 import { formatAddress, type Address } from '../tasks/task.js';
 
-/** A server of our own cluster that takes writes, on a later timeline: it was promoted after ours. */
-export interface Rival {
+/** A server of the same cluster that takes writes, on a later timeline: it was promoted after this one. */
+export interface NewerCoordinator {
   /** `host:port` where it answers. */
   readonly node: string;
   readonly timeline: number;
 }
 
-export interface RivalSearch {
+export interface NewerCoordinatorSearch {
   /** SELECT of the catalog's rows, see AbstractMPP.nodesQuery: a constant, never input. */
   readonly nodesQuery: string;
   /** Our schema. */
   readonly schema: string;
-  /** Ours, with all its servers; an address may have come to lead to another server. */
+  /** The controller's, with all its servers; an address may reach another server by now. */
   readonly connection: Connection;
   /** As whom the other nodes are asked. */
   readonly credentials: NodeCredentials;
@@ -35,14 +35,16 @@ const ASK_MS = 2_000;
  *
  * - each address of our own connection, which may be that of a proxy;
  * - the members of group 0, in our catalog and in mpp_members;
- * - those that other nodes have for group 0. The new coordinator has told them, and whoever can be
+ * - those that other nodes have for group 0. The new coordinator has sent it to them, and those that can be
  *   harmed by an old one can be asked by it.
  */
-export async function findRival(search: RivalSearch): Promise<Rival | undefined> {
+export async function findNewerCoordinator(
+  search: NewerCoordinatorSearch,
+): Promise<NewerCoordinator | undefined> {
   const { connection, credentials, identity } = search;
   if (identity.systemIdentifier === null) return undefined;
   const asked = new Set<string>();
-  const ask = async (addresses: readonly Address[]): Promise<Rival | undefined> => {
+  const ask = async (addresses: readonly Address[]): Promise<NewerCoordinator | undefined> => {
     const fresh = addresses.filter(({ host, port }) => !asked.has(`${host} ${port}`));
     for (const { host, port } of fresh) asked.add(`${host} ${port}`);
     const answers = await Promise.all(
@@ -52,23 +54,23 @@ export async function findRival(search: RivalSearch): Promise<Rival | undefined>
         ),
       ),
     );
-    return answers.find((rival) => rival !== undefined);
+    return answers.find((newer) => newer !== undefined);
   };
 
   const answers = await Promise.all(
     eachServer(connection).map((server) =>
       visit({ ...server, targetSessionAttrs: 'any' }, async (session) => {
-        const rival = await judge(session, 'the address of the connection', identity);
-        return rival ? { rival } : { known: await readKnown(session, search) };
+        const newer = await judge(session, 'the address of the connection', identity);
+        return newer ? { newer } : { known: await readKnown(session, search) };
       }),
     ),
   );
-  const rivalHere = answers.find((answer) => answer?.rival)?.rival;
-  if (rivalHere) return rivalHere;
+  const newerHere = answers.find((answer) => answer?.newer)?.newer;
+  if (newerHere) return newerHere;
   const known = answers.find((answer) => answer?.known)?.known;
   if (known === undefined) return undefined;
   const { members, witnesses } = known;
-  const [rival, ...told] = await Promise.all([
+  const [newer, ...listed] = await Promise.all([
     ask(members),
     ...witnesses.map((address) =>
       visit(nodeConnection(credentials, address), (session) =>
@@ -76,14 +78,14 @@ export async function findRival(search: RivalSearch): Promise<Rival | undefined>
       ),
     ),
   ]);
-  return rival ?? ask(told.flatMap((addresses) => addresses ?? []));
+  return newer ?? ask(listed.flatMap((addresses) => addresses ?? []));
 }
 
 async function judge(
   session: pg.Client,
   node: string,
   { systemIdentifier, timeline }: ServerIdentity,
-): Promise<Rival | undefined> {
+): Promise<NewerCoordinator | undefined> {
   const other = await readStanding(session);
   if (other.timeline === null || other.timeline <= timeline) return undefined;
   if (other.systemIdentifier !== systemIdentifier) return undefined;
@@ -99,7 +101,7 @@ async function visit<T>(
   try {
     session = await openSession(
       { ...connection, connectionTimeoutMillis: ASK_MS, query_timeout: ASK_MS },
-      'rivals',
+      'coordinator check',
     );
     return await work(session);
   } catch {
@@ -116,7 +118,7 @@ interface Known {
   readonly witnesses: readonly Address[];
 }
 
-async function readKnown(session: pg.Client, search: RivalSearch): Promise<Known> {
+async function readKnown(session: pg.Client, search: NewerCoordinatorSearch): Promise<Known> {
   const { rows } = await nameSchema(session, search.schema).query<Address & { member: boolean }>(
     knownStatement(search.nodesQuery),
   );
@@ -134,7 +136,7 @@ function knownStatement(nodesQuery: string): string {
   )
   (SELECT n.nodename AS host, n.nodeport AS port, true AS member
    FROM node AS n
-   WHERE n.ours AND n.groupid = 0)
+   WHERE n.in_cluster AND n.groupid = 0)
   UNION ALL
   (SELECT m.nodename, m.nodeport, true
    FROM @mpp.mpp_members AS m
@@ -144,7 +146,7 @@ function knownStatement(nodesQuery: string): string {
   UNION ALL
   (SELECT n.nodename, n.nodeport, false
    FROM node AS n
-   WHERE n.ours AND n.groupid <> 0 AND n.noderole = 'primary'
+   WHERE n.in_cluster AND n.groupid <> 0 AND n.noderole = 'primary'
    ORDER BY random()
    LIMIT 5)`;
 }
@@ -153,6 +155,6 @@ async function readCoordinator(session: pg.Client, nodesQuery: string): Promise<
   const { rows } = await session.query<Address>(`
     SELECT n.nodename AS host, n.nodeport AS port
     FROM (${nodesQuery}) AS n
-    WHERE n.ours AND n.groupid = 0 AND n.noderole = 'primary'`);
+    WHERE n.in_cluster AND n.groupid = 0 AND n.noderole = 'primary'`);
   return rows;
 }

@@ -3,10 +3,10 @@ import { errorText } from '../postgres/session.js';
 import { sqlState } from '../postgres/sqlstate.js';
 
 /**
- * What an error of a sibling's session means, and what to do about it. After a lock timeout it names the
+ * What an error of a session in another database means, and what to do about it. After a lock timeout it names the
  * session that has locked mpp_tasks there.
  *
- * @param db sessions in the sibling
+ * @param db sessions in the other database
  */
 export async function describeTrouble(
   db: Queryable,
@@ -23,7 +23,7 @@ export async function describeTrouble(
   return rows[0]?.blocker ?? `mpp_tasks is locked there: ${errorText(error)}`;
 }
 
-/** True where our schema, a table or a function of it is missing: no report can be told there. */
+/** True where the schema, a table or a function of it is missing: no report can be forwarded there. */
 export function isUnprepared(error: unknown): boolean {
   return ['42P01', '42883', '3F000'].includes(sqlState(error) ?? '');
 }

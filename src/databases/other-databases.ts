@@ -7,14 +7,14 @@ import { createPool, type PoolOptions } from '../postgres/pool.js';
 import type { Queryable } from '../postgres/queryable.js';
 import type { Attempt } from '../tasks/finish.js';
 import { Loop } from '../topology/loop.js';
-import { registerSiblings } from './outbox.js';
-import { Sibling } from './sibling.js';
+import { registerDatabases } from './outbox.js';
+import { OtherDatabase } from './other-database.js';
 import { judge, lookHere, markHeld } from './waiting.js';
 
-export interface SiblingsOptions extends Pick<PoolOptions, 'identity' | 'onOtherServer'> {
-  /** Sessions in our own database. */
+export interface OtherDatabasesOptions extends Pick<PoolOptions, 'identity' | 'onOtherServer'> {
+  /** Sessions in this database. */
   readonly db: Queryable;
-  readonly settings: Pick<Settings, 'connection' | 'schema' | 'siblings' | 'pollMs'>;
+  readonly settings: Pick<Settings, 'connection' | 'schema' | 'otherDatabases' | 'pollMs'>;
   readonly logger: Logger;
 }
 
@@ -30,38 +30,38 @@ export interface HeldReport extends Attempt {
 const STATEMENT_MS = 5_000;
 /** A lock that another session keeps for longer is not waited for: the hold here would wait with it. */
 const LOCK_MS = 250;
-/** When a group's reporters are told again that were busy. */
+/** When reports of a group are forwarded again whose reporters were busy there. */
 const BUSY_MS = 50;
 /** At first; then rarer, as each look reads the locks of the whole server. */
 const LOOK_MS = 5;
 const LOOK_MOST_MS = 50;
-/** What a sibling may take beyond its cooldown: as another node of one hold. */
+/** What another database may take beyond its cooldown: as another node of one hold. */
 const LATE_MS = 2_000;
-/** Of the time that the report has left: whoever waits for its acknowledgement must still be there. */
+/** Of the time that the report has left: the client that waits for its acknowledgement must still be there. */
 const MOST_OF_REST = 0.75;
 
 /**
- * The other Citus databases on the same nodes. Reports into ours are copied there, in the order of each
- * group and through any crash: what is to be told stands in a table until it is told.
+ * The other Citus databases on the same nodes. Reports into this one are forwarded there, in the order of
+ * each group and through any crash: what is to be forwarded stands in a table until it is.
  */
-export class Siblings {
-  readonly #options: SiblingsOptions;
+export class OtherDatabases {
+  readonly #options: OtherDatabasesOptions;
   readonly #pools: readonly Pool[];
-  readonly #siblings: readonly Sibling[];
+  readonly #others: readonly OtherDatabase[];
   readonly #abort = new AbortController();
-  /** One each: a sibling that is slow holds no other up. */
+  /** One each: a slow one delays no other. */
   readonly #loops: readonly Loop[];
   #isStarted = false;
 
-  constructor(options: SiblingsOptions) {
+  constructor(options: OtherDatabasesOptions) {
     const { settings, logger, db, identity, onOtherServer } = options;
     this.#options = options;
-    this.#pools = settings.siblings.map((database) =>
+    this.#pools = settings.otherDatabases.map((database) =>
       createPool(
         { ...settings.connection, database },
         {
           schema: settings.schema,
-          purpose: 'sibling',
+          purpose: 'other database',
           max: 4,
           statementTimeoutMs: STATEMENT_MS,
           lockTimeoutMs: LOCK_MS,
@@ -72,28 +72,28 @@ export class Siblings {
         },
       ),
     );
-    this.#siblings = settings.siblings.map((database, index) => {
+    this.#others = settings.otherDatabases.map((database, index) => {
       const pool = this.#pools[index];
-      if (pool === undefined) throw new Error('a sibling without sessions');
-      return new Sibling({
+      if (pool === undefined) throw new Error('a database without sessions');
+      return new OtherDatabase({
         ...{ database, pool, db, schema: settings.schema },
-        onTold: ({ groupid, id }) =>
-          logger.debug({ groupid, entry: id, sibling: database }, 'told'),
-        onTrouble: (sibling, text, error) => {
+        onForwarded: ({ groupid, id }) =>
+          logger.debug({ groupid, entry: id, otherDatabase: database }, 'report forwarded'),
+        onTrouble: (name, text, error) => {
           logger.warn(
-            { err: error, sibling },
-            `database ${sibling} cannot be told of reports: ${text}; it is tried again`,
+            { err: error, otherDatabase: name },
+            `reports cannot be forwarded to database ${name}: ${text}; it is tried again`,
           );
         },
       });
     });
-    this.#loops = this.#siblings.map(
-      (sibling, index) =>
+    this.#loops = this.#others.map(
+      (other, index) =>
         new Loop({
           intervalMs: settings.pollMs,
           signal: this.#abort.signal,
           work: async (signal) => {
-            if (!(await sibling.tell(signal)) || signal.aborted) return;
+            if (!(await other.forward(signal)) || signal.aborted) return;
             await delay(BUSY_MS, undefined, { signal }).catch(() => undefined);
             this.#loops[index]?.wake();
           },
@@ -103,12 +103,12 @@ export class Siblings {
 
   /** Sessions in each of them. */
   get databases(): readonly { readonly database: string; readonly db: Queryable }[] {
-    return this.#siblings;
+    return this.#others;
   }
 
-  /** From now on each report into our database is told to all. Idempotent. */
+  /** From now on each report into this database is forwarded to all. Idempotent. */
   async start(): Promise<void> {
-    await registerSiblings(this.#options.db, this.#options.settings.siblings);
+    await registerDatabases(this.#options.db, this.#options.settings.otherDatabases);
     for (const loop of this.#loops) loop.start();
     this.#isStarted = true;
   }
@@ -136,7 +136,7 @@ export class Siblings {
    * @returns a sentence that names where it does not, or null.
    */
   async follow(report: HeldReport, signal: AbortSignal): Promise<string | null> {
-    if (this.#siblings.length === 0) return null;
+    if (this.#others.length === 0) return null;
     const remainingMs = await markHeld(this.#options.db, report);
     if (remainingMs === undefined) return null;
     this.wake();
@@ -159,9 +159,9 @@ export class Siblings {
     for (;;) {
       const waitedMs = performance.now() - began;
       const here = await lookHere(this.#options.db, report.id);
-      const looks = this.#siblings.map(async (sibling) => ({
-        database: sibling.database,
-        answer: await this.#lookAt(sibling, report, !here.untold.includes(sibling.database)),
+      const looks = this.#others.map(async (other) => ({
+        database: other.database,
+        answer: await this.#lookAt(other, report, !here.unsent.includes(other.database)),
       }));
       const seen = await Promise.all(looks);
       if (!report.isHeld()) return null;
@@ -180,20 +180,20 @@ export class Siblings {
   }
 
   async #lookAt(
-    sibling: Sibling,
+    other: OtherDatabase,
     { id, groupid }: HeldReport,
-    told: boolean,
+    forwarded: boolean,
   ): Promise<string | null | undefined> {
-    const { unledMs } = sibling;
-    if (!told) {
-      return judge({ told, unledMs, failure: sibling.failureOf(groupid), sight: undefined });
+    const { unledMs } = other;
+    if (!forwarded) {
+      return judge({ forwarded, unledMs, failure: other.failureOf(groupid), copy: undefined });
     }
     const origin = this.#options.settings.connection.database ?? '';
     try {
-      const sight = await sibling.look({ origin, id, groupid });
-      return judge({ told, unledMs: sibling.unledMs, failure: undefined, sight });
+      const copy = await other.look({ origin, id, groupid });
+      return judge({ forwarded, unledMs: other.unledMs, failure: undefined, copy });
     } catch (error) {
-      return sibling.describe(error);
+      return other.describe(error);
     }
   }
 }

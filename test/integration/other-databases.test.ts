@@ -2,7 +2,7 @@ import type { Client, Pool } from 'pg';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import { createLogger } from '../../src/observe/logger.js';
 import { createPool } from '../../src/postgres/pool.js';
-import { Siblings, type HeldReport } from '../../src/siblings/siblings.js';
+import { OtherDatabases, type HeldReport } from '../../src/databases/other-databases.js';
 import { ContractServer, FINE, type ContractDatabase } from '../support/contract.js';
 import { waitFor } from '../support/servers/index.js';
 
@@ -11,10 +11,10 @@ const NAMES = ['a', 'b', 'c'] as const;
 const BLOCK_COPIES = 'LOCK TABLE mpp_tasks IN SHARE MODE';
 
 /** The part of a controller that tells the databases b and c of what is reported in a. */
-describe('telling siblings', () => {
+describe('reports that are forwarded to other databases', () => {
   let server: ContractServer;
   let db: Pool;
-  let siblings: Siblings;
+  let others: OtherDatabases;
   let inWay: Client | undefined;
   const databases: Record<string, ContractDatabase> = {};
 
@@ -34,22 +34,22 @@ describe('telling siblings', () => {
   });
   beforeEach(async () => {
     for (const name of NAMES) await database(name).clear();
-    await database('a').db.query('DELETE FROM mpp_siblings');
-    siblings = new Siblings({
+    await database('a').db.query('DELETE FROM mpp_databases');
+    others = new OtherDatabases({
       db,
       settings: {
         connection: { ...server.server.connection, database: 'a' },
         schema: 'public',
-        siblings: ['b', 'c'],
+        otherDatabases: ['b', 'c'],
         pollMs: 50,
       },
       logger: createLogger('silent'),
     });
-    await siblings.start();
+    await others.start();
   });
   afterEach(async () => {
     await inWay?.query('ROLLBACK');
-    await siblings.stop();
+    await others.stop();
   });
   afterAll(async () => {
     await db.end();
@@ -64,7 +64,7 @@ describe('telling siblings', () => {
 
   async function told(name: 'b' | 'c', id: string, timeoutMs = 20_000): Promise<void> {
     await waitFor(
-      `${name} to be told of task ${id}`,
+      `${name} to get task ${id}`,
       async () => {
         const { rowCount } = await database(name).db.query(
           'SELECT FROM mpp_tasks WHERE origin_id = $1',
@@ -129,7 +129,7 @@ describe('telling siblings', () => {
     );
     await told('c', await database('a').report({ ...FINE, groupid: 1 }));
     const report = await held(2, 10_000);
-    const following = siblings.follow(report, new AbortController().signal);
+    const following = others.follow(report, new AbortController().signal);
     const other = await database('c').session();
     await database('c').lockGroup(2, other);
     for (const name of ['b', 'c'] as const) {
@@ -147,7 +147,7 @@ describe('telling siblings', () => {
     await begin('b', BLOCK_COPIES);
     const report = await held(3, 3_600_000);
     await database('a').db.query(`UPDATE mpp_tasks SET deadline = clock_timestamp() + '1s'`);
-    expect(await siblings.follow(report, new AbortController().signal)).toContain(
+    expect(await others.follow(report, new AbortController().signal)).toContain(
       'in database b: its locks could not be had in time',
     );
   });
@@ -156,6 +156,6 @@ describe('telling siblings', () => {
     await begin('b', BLOCK_COPIES);
     let looks = 0;
     const report = { ...(await held(4, 3_600_000)), isHeld: () => (looks += 1) < 3 };
-    expect(await siblings.follow(report, new AbortController().signal)).toBeNull();
+    expect(await others.follow(report, new AbortController().signal)).toBeNull();
   });
 });

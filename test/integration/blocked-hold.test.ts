@@ -12,7 +12,7 @@ const UPDATE_LOOKUP = 'UPDATE lookup SET v = v + 1 WHERE id = 1';
 const SELECT = 'SELECT v FROM items WHERE id = $1';
 
 /** Who is in the middle of something when a hold of group 1 is asked for. */
-describe('in the way of a hold', () => {
+describe('a session that blocks a hold', () => {
   let h: Harness;
   let controller: ControllerProcess;
   let subject: Subject;
@@ -94,7 +94,7 @@ describe('in the way of a hold', () => {
     },
   );
 
-  it('a long reader under writes is not in the way', async () => {
+  it('a long reader does not block under writes', async () => {
     const reader = await actor();
     await reader.begin(SELECT, [subject.key]);
     expect(await h.acknowledged(await demote('writes', '10s'))).toMatchObject({
@@ -169,7 +169,7 @@ describe('in the way of a hold', () => {
       await finish(own.answer);
     });
 
-    it('of another group alone, idle, is not in the way under writes', async () => {
+    it('of another group alone, idle, does not block under writes', async () => {
       const writer = await actor(h.cluster.group(groupid).primary);
       await writer.begin(UPDATE, [otherKey]);
       const task = await h.acknowledged(await demote('writes', '30s'));
@@ -178,7 +178,7 @@ describe('in the way of a hold', () => {
       expect(ended()).toEqual([]);
     });
 
-    it('of a reference table is in the way, and is ended after the cooldown', async () => {
+    it('of a reference table blocks, and is ended after the cooldown', async () => {
       const writer = await actor(h.cluster.group(groupid).primary);
       await writer.begin(UPDATE_LOOKUP);
       const task = await h.acknowledged(await demote('writes', '1s'));

@@ -1,41 +1,41 @@
 import type { Pool } from 'pg';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import type { Queryable } from '../postgres/queryable.js';
-import { describeTrouble, isUnprepared } from './blocker.js';
+import { describeTrouble, isUnprepared } from './trouble.js';
 import { forgetEntry, readOutbox, type Entry } from './outbox.js';
-import { lookThere, type SiblingSight } from './waiting.js';
+import { lookThere, type CopyState } from './waiting.js';
 
 /** Entries that are read at once. */
 const BATCH = 100;
 const LOOK_FIRST_MS = 1_000;
 const LOOK_MOST_MS = 60_000;
 
-export interface SiblingOptions {
+export interface OtherDatabaseOptions {
   readonly database: string;
-  /** Of our objects, there as here. */
+  /** The same there as here. */
   readonly schema: string;
   /** Sessions in it. */
   readonly pool: Pool;
-  /** Sessions in our own database, where its outbox is. */
+  /** Sessions in this database, where its outbox is. */
   readonly db: Queryable;
-  readonly onTold: (entry: Entry) => void;
+  readonly onForwarded: (entry: Entry) => void;
   readonly onTrouble: (database: string, text: string, error: unknown) => void;
 }
 
-/** Another Citus database on the same nodes, which is told of every report into ours. */
-export class Sibling {
+/** Another Citus database on the same nodes, to which every report into this one is forwarded. */
+export class OtherDatabase {
   readonly database: string;
-  readonly #options: SiblingOptions;
+  readonly #options: OtherDatabaseOptions;
   #failure: string | undefined;
   /** Since when no controller has been active there, as performance.now() has it. */
   #unledSince: number | undefined;
-  /** When it is asked again although there is nothing to tell it, after it has failed. */
+  /** When it is asked again although there is nothing to forward, after it has failed. */
   #lookAt = 0;
   #lookDelayMs = 0;
   /** What it answered to the reports of one group, while it takes those of others. */
   readonly #refusals = new Map<number, string>();
 
-  constructor(options: SiblingOptions) {
+  constructor(options: OtherDatabaseOptions) {
     this.database = options.database;
     this.#options = options;
   }
@@ -55,11 +55,11 @@ export class Sibling {
     origin: string;
     id: string;
     groupid: number;
-  }): Promise<SiblingSight | undefined> {
-    const sight = await lookThere(this.#options.pool, report);
-    if (sight?.led === true) this.#unledSince = undefined;
+  }): Promise<CopyState | undefined> {
+    const copy = await lookThere(this.#options.pool, report);
+    if (copy?.led === true) this.#unledSince = undefined;
     else this.#unledSince ??= performance.now();
-    return sight;
+    return copy;
   }
 
   /** What an error of a session in it means. */
@@ -67,33 +67,33 @@ export class Sibling {
     return describeTrouble(this.#options.pool, this.#options.schema, error);
   }
 
-  /** Why it could not be told of a group the last time; undefined when it could. */
+  /** Why reports of a group could not be forwarded the last time; undefined when they could. */
   failureOf(groupid: number): string | undefined {
     return this.#failure ?? this.#refusals.get(groupid);
   }
 
   /**
-   * Tells it what it has yet to be told, in order; for a group that it cannot be told of now, nothing
+   * Forwards what is to be forwarded, in order; of a group whose reports cannot be forwarded now, nothing
    * that came later either. Never throws.
    *
-   * @returns true when somebody else reports for a group just now: it is soon to be tried again.
+   * @returns true when another session reports for a group just now: it is soon to be tried again.
    */
-  async tell(signal: AbortSignal): Promise<boolean> {
+  async forward(signal: AbortSignal): Promise<boolean> {
     const left = new Set<number>();
-    let told = 0;
+    let forwarded = 0;
     try {
       let entries: Entry[];
       do {
         entries = await readOutbox(this.#options.db, this.database, BATCH, [...left]);
-        told += entries.length;
+        forwarded += entries.length;
         for (const entry of entries) {
           if (signal.aborted) return false;
           const { groupid } = entry;
           if (groupid !== null && left.has(groupid)) continue;
-          if (!(await this.#tellOne(entry)) && groupid !== null) left.add(groupid);
+          if (!(await this.#forwardOne(entry)) && groupid !== null) left.add(groupid);
         }
       } while (entries.length === BATCH);
-      if (told === 0 && performance.now() < this.#lookAt) return false;
+      if (forwarded === 0 && performance.now() < this.#lookAt) return false;
       await this.look(NO_REPORT);
       this.#failure = undefined;
       this.#lookDelayMs = 0;
@@ -112,12 +112,12 @@ export class Sibling {
     return [...left].some((groupid) => !this.#refusals.has(groupid));
   }
 
-  /** @returns false when the sibling cannot be told of it now. */
-  async #tellOne(entry: Entry): Promise<boolean> {
-    const { db, onTold } = this.#options;
+  /** @returns false when it cannot be forwarded now. */
+  async #forwardOne(entry: Entry): Promise<boolean> {
+    const { db, onForwarded } = this.#options;
     if (entry.report !== null && !(await this.#follow(entry, entry.report))) return false;
     await forgetEntry(db, entry.id);
-    onTold(entry);
+    onForwarded(entry);
     return true;
   }
 
@@ -126,12 +126,12 @@ export class Sibling {
     const session = await this.#options.pool.connect();
     let lost = false;
     try {
-      const { rows } = await session.query<{ told: boolean }>({
+      const { rows } = await session.query<{ followed: boolean }>({
         name: 'mpp-follow',
         text: FOLLOW,
         values: [origin, report],
       });
-      return rows[0]?.told === true;
+      return rows[0]?.followed === true;
     } catch (error) {
       lost = sqlState(error) === undefined || isSessionLost(error);
       if (lost || isUnprepared(error)) throw error;
@@ -154,4 +154,4 @@ export class Sibling {
 /** Tasks are counted from 1, groups from 0. */
 const NO_REPORT = { origin: '', id: '0', groupid: -1 };
 
-const FOLLOW = 'SELECT @mpp.mpp_follow($1::name, $2::jsonb) AS told';
+const FOLLOW = 'SELECT @mpp.mpp_follow($1::name, $2::jsonb) AS followed';
