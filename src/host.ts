@@ -14,7 +14,7 @@ export const HOST_FORM =
 
 /**
  * Whether a text can be a node's host: a DNS name, an IPv4 or IPv6 address, or the absolute path of a
- * socket directory, in ASCII. `mpp_is_host` in migrations/11_access.sql is the same rule.
+ * socket directory, in ASCII. `mpp_is_host` in migrations/2_tasks.sql is the same rule.
  */
 export function isHost(text: string): boolean {
   if (Buffer.byteLength(text) > MOST_BYTES) return false;

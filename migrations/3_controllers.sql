@@ -1,15 +1,37 @@
--- Which controller leads. The record is a row that GRANT protects; that the recorded session is alive is
--- told by a lock on a number that is random and new each time, so that a role without rights cannot take
--- it first. A lock counts only where the session that has it belongs to a member of mpp_controller.
+-- The controllers, and which of them leads. The record is a row that GRANT protects; that the recorded session is alive is
+-- shown by a lock on a number that is random and new each time, so that a role without rights cannot take it first. A lock
+-- counts only where the session that has it belongs to a member of mpp_controller.
 SELECT set_config('search_path', current_setting('mpp.objects_path'), true);
 
 DO $migration$
 DECLARE
-    mpp constant text := pg_catalog.quote_ident(pg_catalog.current_schema()::text) OPERATOR(pg_catalog.||) '.'::text;
-    mpp_name constant text := quote_literal(quote_ident(current_schema()));
+    home constant text := pg_catalog.quote_ident(pg_catalog.current_schema()::text);
 BEGIN
     PERFORM pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
     EXECUTE replace(replace($sql$
+
+-- One row a controller process. That it is alive is shown by its session, not by a clock.
+CREATE TABLE @mpp.mpp_controllers (
+    id           text        PRIMARY KEY,
+    host         text        NOT NULL,
+    pid          integer     NOT NULL,
+    backend_pid  integer     NOT NULL,
+    version      text        NOT NULL,
+    strategy     text,
+    max_holds    integer,
+    started_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    heartbeat_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    rebuild_at   timestamptz,
+    member_ttl   interval,
+    verify       boolean
+);
+COMMENT ON TABLE @mpp.mpp_controllers IS 'The controller processes that have registered here; read the view mpp_status.';
+COMMENT ON COLUMN @mpp.mpp_controllers.backend_pid IS 'pid of the server process of its control session; it is active while mpp_leader_pid() is that.';
+COMMENT ON COLUMN @mpp.mpp_controllers.max_holds IS 'Groups that may be held at once now: MPP_MAX_HOLDS, or 1 where groups share shards or the strategy allows no more; NULL is no limit.';
+COMMENT ON COLUMN @mpp.mpp_controllers.rebuild_at IS 'Set by mpp_rebuild_cache(): what it knows of the server is to be read again.';
+COMMENT ON COLUMN @mpp.mpp_controllers.member_ttl IS 'MPP_MEMBER_TTL of this controller, written when it becomes active.';
+COMMENT ON COLUMN @mpp.mpp_controllers.verify IS
+    'False where MPP_VERIFY is off: this controller believes reports without asking the node.';
 
 CREATE TABLE @mpp.mpp_leadership (
     one         boolean     PRIMARY KEY DEFAULT true CHECK (one),
@@ -25,16 +47,13 @@ COMMENT ON COLUMN @mpp.mpp_leadership.backend_pid IS 'pid of the server process 
 COMMENT ON COLUMN @mpp.mpp_leadership.key IS 'A random number. While that session holds the advisory lock (mpp_leader_lock_class(), key), the controller leads.';
 COMMENT ON COLUMN @mpp.mpp_leadership.since IS 'When it took the leadership.';
 INSERT INTO @mpp.mpp_leadership DEFAULT VALUES;
-REVOKE ALL ON @mpp.mpp_leadership FROM PUBLIC;
-GRANT SELECT ON @mpp.mpp_leadership TO mpp_operator;
-GRANT SELECT, INSERT, UPDATE ON @mpp.mpp_leadership TO mpp_controller;
 
 -- 1297154048 is 0x4D510000; the lower half tells the schemas of one database apart.
 CREATE FUNCTION @mpp.mpp_leader_lock_class() RETURNS integer
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT 1297154048 + (@mpp_name::regnamespace::oid::bigint & 65535)::integer
+    SELECT 1297154048 + (@home::regnamespace::oid::bigint & 65535)::integer
 $$;
 COMMENT ON FUNCTION @mpp.mpp_leader_lock_class IS
     'classid of the advisory lock of this schema''s leader; those of all schemas of a database lie between 1297154048 and 1297219583.';
@@ -141,123 +160,35 @@ $$;
 COMMENT ON FUNCTION @mpp.mpp_leadership_blockers IS
     'The sessions that may keep a controller from taking the leadership, and what each of them holds.';
 
--- The order is that of the claim in src/tasks/claim.ts; a test holds the two together. Rows read: what is
--- open, once.
-CREATE OR REPLACE VIEW @mpp.mpp_queue AS
-WITH running AS MATERIALIZED (
-    SELECT r.groupid,
-           max(r.id) FILTER (WHERE r.status = 'holding') AS newest_holding,
-           min(r.id) FILTER (WHERE r.status = 'claimed') AS claimed_task
-    FROM @mpp.mpp_tasks AS r
-    WHERE r.status IN ('claimed', 'holding')
-    GROUP BY r.groupid
-), judged AS (
-    SELECT t.id, t.groupid, t.event, t.nodename, t.nodeport, t.status, t.source, t.attempt, t.not_before,
-           t.created_at, t.deadline, t.claimed_at, t.reason, r.newest_holding, r.claimed_task,
-           t.event <> 'after_promote'
-               AND coalesce(t.deadline, t.expires_at) <= statement_timestamp() AS late,
-           r.newest_holding IS NOT NULL
-               AND (r.newest_holding > t.id OR (t.event = 'after_promote' AND t.source <> 'client')) AS frozen
-    FROM @mpp.mpp_tasks AS t
-    LEFT JOIN running AS r ON r.groupid = t.groupid
-    WHERE t.finished_at IS NULL
-), ready AS (
-    SELECT j.*,
-           j.status = 'pending'
-               AND NOT j.late
-               AND NOT j.frozen
-               AND (j.not_before IS NULL OR j.not_before <= statement_timestamp()) AS due
-    FROM judged AS j
-), ranked AS (
-    SELECT r.*,
-           min(r.id) FILTER (WHERE r.due) OVER (PARTITION BY r.groupid) AS first_due
-    FROM ready AS r
-)
-SELECT row_number() OVER (
-           ORDER BY status <> 'pending' DESC, due DESC, newest_holding IS NOT NULL DESC, groupid = 0 DESC, id
-       ) AS position,
-       id, groupid, event, nodename, nodeport, status, source, attempt, not_before,
-       statement_timestamp() - created_at AS age,
-       CASE
-           WHEN status = 'holding' THEN format('the traffic of group %s waits, until %s at most'::text, groupid, to_char(deadline, 'HH24:MI:SS'))
-           WHEN status = 'claimed' THEN format('running since %s'::text, to_char(claimed_at, 'HH24:MI:SS'))
-           WHEN late THEN 'too late: it will be ended'
-           WHEN frozen THEN format('waits for the hold of its group, task %s, to end'::text, newest_holding)
-           WHEN claimed_task IS NOT NULL THEN format('waits for task %s of its group'::text, claimed_task)
-           WHEN first_due < id THEN format('waits for task %s of its group'::text, first_due)
-           WHEN not_before > statement_timestamp() THEN format('attempt %s is due at %s'::text, attempt + 1, to_char(not_before, 'HH24:MI:SS'))
-           WHEN newest_holding IS NOT NULL THEN 'its group is held'
-           WHEN (SELECT count(*) FROM running AS h WHERE h.newest_holding IS NOT NULL) >= (
-               SELECT c.max_holds
-               FROM @mpp.mpp_controllers AS c
-               WHERE c.backend_pid = (SELECT @mpp.mpp_leader_pid())
-               ORDER BY c.heartbeat_at DESC
-               LIMIT 1
-           ) THEN 'waits for the hold of another group to end'
-           WHEN groupid = 0 THEN 'group 0 comes before the others'
-           ELSE 'by age'
-       END AS why,
-       reason
-FROM ranked;
-COMMENT ON VIEW @mpp.mpp_queue IS
-    'Pending and running tasks in the order in which they will be taken, why they stand where they do, and the reason of the last attempt or what they wait for.';
+-- Locks: none that is waited for; a row that another session has locked is passed over.
+CREATE FUNCTION @mpp.mpp_rebuild_cache() RETURNS void
+LANGUAGE sql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    UPDATE @mpp.mpp_controllers AS c
+    SET rebuild_at = clock_timestamp()
+    FROM (SELECT o.id FROM @mpp.mpp_controllers AS o FOR UPDATE SKIP LOCKED) AS free
+    WHERE c.id = free.id;
+    SELECT pg_notify('mpp_tasks', '');
+$$;
+COMMENT ON FUNCTION @mpp.mpp_rebuild_cache IS
+    'Before its next task the controller reads again what it knows of the server. The rows of pg_dist_node it reads for every task in any case.';
 
+REVOKE ALL ON @mpp.mpp_leadership FROM PUBLIC;
 REVOKE ALL ON FUNCTION
     @mpp.mpp_leader_lock_class, @mpp.mpp_is_controller_session, @mpp.mpp_has_leader_lock, @mpp.mpp_older_leader_pid,
-    @mpp.mpp_leader_pid, @mpp.mpp_leadership_blockers
+    @mpp.mpp_leader_pid, @mpp.mpp_leadership_blockers, @mpp.mpp_rebuild_cache
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     @mpp.mpp_leader_lock_class, @mpp.mpp_is_controller_session, @mpp.mpp_has_leader_lock, @mpp.mpp_older_leader_pid,
     @mpp.mpp_leader_pid, @mpp.mpp_leadership_blockers
 TO mpp_operator, mpp_controller;
+GRANT EXECUTE ON FUNCTION @mpp.mpp_rebuild_cache TO mpp_operator;
+GRANT SELECT ON @mpp.mpp_controllers, @mpp.mpp_leadership TO mpp_operator;
+GRANT SELECT, INSERT, UPDATE, DELETE ON @mpp.mpp_controllers TO mpp_controller;
+GRANT SELECT, INSERT, UPDATE ON @mpp.mpp_leadership TO mpp_controller;
 
-COMMENT ON COLUMN @mpp.mpp_controllers.backend_pid IS 'pid of the server process of its control session; it is active while mpp_leader_pid() is that.';
-
--- The server gives a pid again, so a pid alone says little: it is the controller's that registered it last,
--- and its session must have the name of a control session. The name is shown to every role, its start is not.
-CREATE OR REPLACE VIEW @mpp.mpp_status AS
-SELECT c.id AS controller,
-       CASE
-           WHEN c.id IS NULL THEN 'none'
-           WHEN c.id = leader.controller OR mark.pid = leader.pid THEN 'active'
-           WHEN alive.pid IS NOT NULL THEN 'standby'
-           ELSE 'gone'
-       END AS state,
-       c.host, c.pid, c.version, c.strategy, c.max_holds, c.started_at, c.heartbeat_at,
-       queue.backlog, queue.oldest_pending, queue.holds,
-       CASE WHEN alive.pid IS NOT NULL AND alive.pid IS DISTINCT FROM leader.pid THEN blocked.waits_for END AS waits_for
-FROM (
-    SELECT count(*) FILTER (WHERE t.status = 'pending') AS backlog,
-           clock_timestamp() - min(t.created_at) FILTER (WHERE t.status = 'pending') AS oldest_pending,
-           count(DISTINCT t.groupid) FILTER (WHERE t.status = 'holding') AS holds
-    FROM @mpp.mpp_tasks AS t
-    WHERE t.finished_at IS NULL
-) AS queue
-CROSS JOIN (
-    SELECT p.pid, (SELECT l.controller FROM @mpp.mpp_leadership AS l WHERE l.backend_pid = p.pid) AS controller
-    FROM (SELECT @mpp.mpp_leader_pid() AS pid OFFSET 0) AS p
-) AS leader
-CROSS JOIN (
-    SELECT string_agg(format('%s: pid %s, role %s, application %s', b.holds, b.pid, b.role, b.application), '; ') AS waits_for
-    FROM @mpp.mpp_leadership_blockers() AS b
-    WHERE b.kind <> 'row' OR @mpp.mpp_leader_pid() IS NULL
-) AS blocked
-LEFT JOIN @mpp.mpp_controllers AS c ON true
-LEFT JOIN LATERAL (
-    SELECT c.backend_pid AS pid
-    WHERE NOT EXISTS (
-        SELECT FROM @mpp.mpp_controllers AS newer
-        WHERE newer.backend_pid = c.backend_pid AND newer.heartbeat_at > c.heartbeat_at
-    )
-) AS mark ON true
-LEFT JOIN pg_stat_get_activity(mark.pid) AS alive
-    ON mark.pid IS NOT NULL
-   AND alive.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
-   AND alive.application_name = 'mpp-controller control';
-COMMENT ON VIEW @mpp.mpp_status IS
-    'Controllers (active, standby, gone) and the backlog. One row with state none where no controller has ever registered. waits_for names the sessions that keep a standby from becoming active.';
-
-    $sql$, '@mpp.', mpp), '@mpp_name', mpp_name);
+    $sql$, '@mpp.', home || '.'), '@home', quote_literal(home));
 END
 $migration$;
 
