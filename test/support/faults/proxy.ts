@@ -22,6 +22,8 @@ interface Target {
 export class FaultProxy {
   readonly #server: Server;
   readonly #links = new Set<Link>();
+  /** Connections that never reach the server. */
+  readonly #unheard = new Set<Socket>();
   #target: Target;
   #deafToNew = false;
   #connections = 0;
@@ -35,9 +37,7 @@ export class FaultProxy {
   static async start(target: Target): Promise<FaultProxy> {
     const server = createServer();
     const proxy = new FaultProxy(server, target);
-    server.on('connection', (near) => {
-      proxy.#join(near, connect(proxy.#target.port, proxy.#target.host));
-    });
+    server.on('connection', (near) => proxy.#take(near));
     server.listen(0, '127.0.0.1');
     await once(server, 'listening');
     return proxy;
@@ -87,6 +87,8 @@ export class FaultProxy {
       far.destroy();
     }
     this.#links.clear();
+    for (const near of this.#unheard) near.destroy();
+    this.#unheard.clear();
   }
 
   /** Cuts all connections and listens no more. Idempotent. */
@@ -97,10 +99,23 @@ export class FaultProxy {
     await once(this.#server, 'close');
   }
 
-  #join(near: Socket, far: Socket): void {
-    const link: Link = { near, far, startup: '', deaf: this.#deafToNew };
-    this.#links.add(link);
+  #take(near: Socket): void {
     this.#connections += 1;
+    if (!this.#deafToNew) {
+      this.#join(near, connect(this.#target.port, this.#target.host));
+      return;
+    }
+    // The server must not see it: PostgreSQL does not stop before a connection that says nothing is given up,
+    // which takes authentication_timeout.
+    this.#unheard.add(near);
+    near.on('error', () => undefined);
+    near.on('close', () => this.#unheard.delete(near));
+    near.resume();
+  }
+
+  #join(near: Socket, far: Socket): void {
+    const link: Link = { near, far, startup: '', deaf: false };
+    this.#links.add(link);
     near.on('data', (chunk: Buffer) => {
       // A client may first ask for TLS, in a packet of this length.
       if (link.startup === '' && chunk.length > 8) link.startup = chunk.toString('latin1');
