@@ -5,8 +5,8 @@ export default defineConfig({
   test: {
     name: 'clients',
     include: ['test/clients/**/*.test.ts'],
-    reporters: ['default', './test/support/closing-line.ts'],
-    globalSetup: ['test/support/global-setup.ts'],
+    reporters: ['default', './test/kit/closing-line.ts'],
+    globalSetup: ['test/kit/global-setup.ts'],
     // Bounds for what hangs.
     testTimeout: 180_000,
     hookTimeout: 180_000,

@@ -1,7 +1,7 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
-import type { Reaper } from '../test/support/servers/reaper.js';
+import type { Reaper } from '../test/kit/servers/reaper.js';
 import type { BareScriptOptions } from './bare-script.js';
 
 const PROGRAM = fileURLToPath(new URL('bare-main.js', import.meta.url));

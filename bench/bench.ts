@@ -1,5 +1,5 @@
 import { errorText } from '../src/postgres/session.js';
-import type { Cluster } from '../test/support/servers/index.js';
+import type { Cluster } from '../test/kit/servers/index.js';
 
 /** What a controller has without any setting, but for the log, which says how a hold was made. */
 export const CONTROLLER_SETTINGS = {

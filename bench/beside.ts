@@ -1,11 +1,11 @@
 import { formatTable } from '../src/commands/table.js';
-import type { ControllerProcess } from '../test/support/controller-process.js';
-import { BusyClient } from '../test/support/faults/busy-client.js';
-import { terminated } from '../test/support/faults/hold-log.js';
-import { waitUntilNothingHeld } from '../test/support/faults/hold-sessions.js';
-import { waitUntilWarm } from '../test/support/faults/warm.js';
-import { Harness } from '../test/support/harness.js';
-import type { Server } from '../test/support/servers/index.js';
+import type { ControllerProcess } from '../test/kit/controller-process.js';
+import { BusyClient } from '../test/kit/faults/busy-client.js';
+import { terminated } from '../test/kit/faults/hold-log.js';
+import { waitUntilNothingHeld } from '../test/kit/faults/hold-sessions.js';
+import { waitUntilWarm } from '../test/kit/faults/warm.js';
+import { Harness } from '../test/kit/harness.js';
+import type { Server } from '../test/kit/servers/index.js';
 import {
   bench,
   choicesOf,

@@ -1,11 +1,11 @@
 import { connect } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { formatTable } from '../src/commands/table.js';
-import { Harness } from '../test/support/harness.js';
-import type { Server } from '../test/support/servers/index.js';
-import { waitUntilWarm } from '../test/support/faults/warm.js';
-import { waitUntilSynced } from '../test/support/standin/observe.js';
-import { startTraffic, type Traffic } from '../test/support/traffic/traffic.js';
+import { Harness } from '../test/kit/harness.js';
+import type { Server } from '../test/kit/servers/index.js';
+import { waitUntilWarm } from '../test/kit/faults/warm.js';
+import { waitUntilSynced } from '../test/kit/standin/observe.js';
+import { startTraffic, type Traffic } from '../test/kit/traffic/traffic.js';
 import {
   bench,
   choicesOf,

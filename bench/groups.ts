@@ -1,9 +1,9 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { formatTable } from '../src/commands/table.js';
-import { Harness } from '../test/support/harness.js';
-import type { Group } from '../test/support/servers/index.js';
-import { waitUntilSynced } from '../test/support/standin/observe.js';
-import { startTraffic } from '../test/support/traffic/traffic.js';
+import { Harness } from '../test/kit/harness.js';
+import type { Group } from '../test/kit/servers/index.js';
+import { waitUntilSynced } from '../test/kit/standin/observe.js';
+import { startTraffic } from '../test/kit/traffic/traffic.js';
 import {
   bench,
   choicesOf,

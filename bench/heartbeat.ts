@@ -5,10 +5,9 @@ import { NODES_QUERY } from '../src/mpp/citus/nodes.js';
 import { applyMigrations } from '../src/postgres/migrate.js';
 import { createPool } from '../src/postgres/pool.js';
 import { errorText } from '../src/postgres/session.js';
-import { compareStatement } from '../src/topology/compare-statement.js';
-import { compareMembers } from '../src/topology/compare.js';
-import { TestBed, type Server } from '../test/support/servers/index.js';
-import { installStandin } from '../test/support/standin/install.js';
+import { compareMembers, compareStatement } from '../src/topology/compare.js';
+import { TestBed, type Server } from '../test/kit/servers/index.js';
+import { installStandin } from '../test/kit/standin/install.js';
 
 const GROUPS = 10_000;
 const NODES_A_GROUP = 2;

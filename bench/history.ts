@@ -9,9 +9,9 @@ import {
   STATEMENTS,
   type HistorySize,
   type HistoryStatement,
-} from '../test/support/history.js';
-import { TestBed, type Server } from '../test/support/servers/index.js';
-import { installStandin } from '../test/support/standin/install.js';
+} from '../test/kit/history.js';
+import { TestBed, type Server } from '../test/kit/servers/index.js';
+import { installStandin } from '../test/kit/standin/install.js';
 import { bench, countOf, progress, say, sayJson } from './bench.js';
 import { percentile, summary, summaryText } from './figures.js';
 

@@ -1,8 +1,8 @@
 import { formatTable } from '../src/commands/table.js';
-import { runCli } from '../test/support/cli.js';
-import { ControllerProcess } from '../test/support/controller-process.js';
-import { startCluster, type Cluster, type Server } from '../test/support/servers/index.js';
-import { prepareCluster } from '../test/support/standin/prepare.js';
+import { runCli } from '../test/kit/cli.js';
+import { ControllerProcess } from '../test/kit/controller-process.js';
+import { startCluster, type Cluster, type Server } from '../test/kit/servers/index.js';
+import { prepareCluster } from '../test/kit/standin/prepare.js';
 import { BareProcess } from './bare-process.js';
 import { BARE_CONTRACT, BARE_SCHEMA, type Strategy } from './bare-script.js';
 import { bench, serversText } from './bench.js';

@@ -1,4 +1,4 @@
-import type { ControllerProcess } from '../test/support/controller-process.js';
+import type { ControllerProcess } from '../test/kit/controller-process.js';
 
 /** What the controller says of the making of one hold; null where it does not say. */
 export interface HoldLog {

@@ -1,9 +1,13 @@
 import type { Client } from 'pg';
-import type { BusyClient } from '../test/support/faults/busy-client.js';
-import type { Server } from '../test/support/servers/index.js';
-import { keysOfGroup } from '../test/support/standin/schema.js';
-import type { FailedStatement, Traffic, WorkKind } from '../test/support/traffic/traffic.js';
-import { startTraffic } from '../test/support/traffic/traffic.js';
+import type { BusyClient } from '../test/kit/faults/busy-client.js';
+import type { Server } from '../test/kit/servers/index.js';
+import { keysOfGroup } from '../test/kit/standin/schema.js';
+import {
+  type FailedStatement,
+  startTraffic,
+  type Traffic,
+  type WorkKind,
+} from '../test/kit/traffic/traffic.js';
 import { progress } from './bench.js';
 
 /** How many ids clients may use; the longest run inserts a fraction of them. */

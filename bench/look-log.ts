@@ -1,5 +1,5 @@
 import type { Client } from 'pg';
-import type { Cluster, Server } from '../test/support/servers/index.js';
+import type { Cluster, Server } from '../test/kit/servers/index.js';
 
 /** Whose statements the servers log with their durations. */
 export const LOGGED_ROLE = 'bench_controller';

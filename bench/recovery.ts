@@ -1,15 +1,15 @@
 import type { Client } from 'pg';
 import { formatTable } from '../src/commands/table.js';
-import type { ControllerProcess } from '../test/support/controller-process.js';
-import { FaultProxy } from '../test/support/faults/proxy.js';
-import { Harness } from '../test/support/harness.js';
+import type { ControllerProcess } from '../test/kit/controller-process.js';
+import { FaultProxy } from '../test/kit/faults/proxy.js';
+import { Harness } from '../test/kit/harness.js';
 import {
   waitFor,
   waitUntilReplayed,
   type Server,
   type StopMode,
-} from '../test/support/servers/index.js';
-import { waitUntilSynced } from '../test/support/standin/observe.js';
+} from '../test/kit/servers/index.js';
+import { waitUntilSynced } from '../test/kit/standin/observe.js';
 import {
   bench,
   choicesOf,

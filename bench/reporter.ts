@@ -1,5 +1,5 @@
 import type { Client, QueryConfig } from 'pg';
-import type { Server } from '../test/support/servers/index.js';
+import type { Server } from '../test/kit/servers/index.js';
 import { Acknowledgements } from './acknowledgements.js';
 
 /** The node whose group is held. */

@@ -1,7 +1,7 @@
 import type { Client } from 'pg';
 import { errorText } from '../src/postgres/session.js';
-import type { ReportInput } from '../test/support/harness.js';
-import type { Server } from '../test/support/servers/index.js';
+import type { ReportInput } from '../test/kit/harness.js';
+import type { Server } from '../test/kit/servers/index.js';
 import { Acknowledgements } from './acknowledgements.js';
 import { COOLDOWN } from './bench.js';
 import { CONTROLLER_CONTRACT } from './reporter.js';

@@ -1,9 +1,9 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { formatTable } from '../src/commands/table.js';
-import { Harness } from '../test/support/harness.js';
-import type { Server } from '../test/support/servers/index.js';
-import { waitUntilSynced } from '../test/support/standin/observe.js';
-import { keysOfGroup } from '../test/support/standin/schema.js';
+import { Harness } from '../test/kit/harness.js';
+import type { Server } from '../test/kit/servers/index.js';
+import { waitUntilSynced } from '../test/kit/standin/observe.js';
+import { keysOfGroup } from '../test/kit/standin/schema.js';
 import {
   bench,
   choicesOf,

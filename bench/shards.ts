@@ -1,6 +1,6 @@
 import { formatTable } from '../src/commands/table.js';
-import { Harness } from '../test/support/harness.js';
-import { waitFor, type Server } from '../test/support/servers/index.js';
+import { Harness } from '../test/kit/harness.js';
+import { waitFor, type Server } from '../test/kit/servers/index.js';
 import {
   bench,
   CONTROLLER_SETTINGS,

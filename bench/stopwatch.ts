@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Client } from 'pg';
-import type { Server } from '../test/support/servers/index.js';
+import type { Server } from '../test/kit/servers/index.js';
 
 /** One statement of a client; times by performance.now(). */
 export interface Lap {

@@ -1,7 +1,7 @@
 import type { Client } from 'pg';
-import type { Address } from '../src/tasks/task.js';
-import type { ReportInput } from '../test/support/harness.js';
-import type { Group } from '../test/support/servers/index.js';
+import type { Address } from '../src/address.js';
+import type { ReportInput } from '../test/kit/harness.js';
+import type { Group } from '../test/kit/servers/index.js';
 import { commitTime, type Reports } from './reports.js';
 
 /** What moves a group's primary in pg_dist_node, and makes its traffic wait meanwhile. */

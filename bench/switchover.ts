@@ -1,9 +1,9 @@
 import { formatTable } from '../src/commands/table.js';
-import type { ControllerProcess } from '../test/support/controller-process.js';
-import { Harness } from '../test/support/harness.js';
-import type { Server } from '../test/support/servers/index.js';
-import { waitUntilSynced } from '../test/support/standin/observe.js';
-import type { Traffic, TrafficReport } from '../test/support/traffic/traffic.js';
+import type { ControllerProcess } from '../test/kit/controller-process.js';
+import { Harness } from '../test/kit/harness.js';
+import type { Server } from '../test/kit/servers/index.js';
+import { waitUntilSynced } from '../test/kit/standin/observe.js';
+import type { Traffic, TrafficReport } from '../test/kit/traffic/traffic.js';
 import {
   bench,
   choicesOf,

@@ -1,8 +1,8 @@
 import { formatTable } from '../src/commands/table.js';
-import { Harness } from '../test/support/harness.js';
-import { RestServer } from '../test/support/patroni/rest-server.js';
-import { waitFor, type Group } from '../test/support/servers/index.js';
-import { waitUntilSynced } from '../test/support/standin/observe.js';
+import { Harness } from '../test/kit/harness.js';
+import { RestServer } from '../test/kit/patroni/rest-server.js';
+import { waitFor, type Group } from '../test/kit/servers/index.js';
+import { waitUntilSynced } from '../test/kit/standin/observe.js';
 import {
   bench,
   choicesOf,

@@ -1,8 +1,8 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Client } from 'pg';
 import { formatTable } from '../src/commands/table.js';
-import { Harness } from '../test/support/harness.js';
-import { waitFor } from '../test/support/servers/index.js';
+import { Harness } from '../test/kit/harness.js';
+import { waitFor } from '../test/kit/servers/index.js';
 import {
   bench,
   CONTROLLER_SETTINGS,

@@ -1,5 +1,5 @@
 import type { Client } from 'pg';
-import type { Cluster } from '../test/support/servers/index.js';
+import type { Cluster } from '../test/kit/servers/index.js';
 
 /** The table that has many shards. */
 export const WIDE = 'wide';

@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { eachDatabase } from '../each-database.js';
+import { eachDatabase } from '../config/settings.js';
 import { createMPP } from '../mpp/index.js';
 import { chooseServer } from '../postgres/database.js';
 import type { Connection } from '../postgres/session.js';

@@ -16,7 +16,7 @@ export const EXIT = {
   unreachable: 5,
 } as const;
 
-export type ExitCode = (typeof EXIT)[keyof typeof EXIT];
+type ExitCode = (typeof EXIT)[keyof typeof EXIT];
 
 /** A command's answer other than success, with the exit code that tells it. */
 export class CommandError extends MppError {
@@ -107,7 +107,7 @@ const OPERATOR_CODES: ReadonlySet<string> = new Set([
 ]);
 
 /** One line for any error; of PostgreSQL's, what it said and what to do about it. */
-export function lineOf(error: unknown): string {
+function lineOf(error: unknown): string {
   const [state] = statesOf(error);
   const hint = state === undefined ? undefined : (HINTS[state] ?? hintOf(error));
   return oneLine(hint === undefined ? errorText(error) : `${errorText(error)}. ${hint}`);

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import type pg from 'pg';
-import { SETTINGS } from '../config.js';
+import { SETTINGS } from '../config/settings.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { createMPP } from '../mpp/index.js';
 import type { GucChange, GucStates, WantedByName } from '../mpp/setup.js';

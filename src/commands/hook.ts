@@ -1,4 +1,4 @@
-import { within } from '../within.js';
+import { within } from '../wait.js';
 import { CommandError, EXIT, type Ending } from './exit.js';
 
 /** How long `notify --hook` waits for an acknowledgement unless --wait says otherwise. */

@@ -1,6 +1,5 @@
 import { Command } from 'commander';
-import type { Settings } from '../config.js';
-import { eachDatabase } from '../each-database.js';
+import { eachDatabase, type Settings } from '../config/settings.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { DatabaseStateError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';

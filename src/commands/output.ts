@@ -2,7 +2,7 @@ import type { Writable } from 'node:stream';
 import { EXIT } from './exit.js';
 
 /** One of the two standard streams of a command. */
-export interface Output {
+interface Output {
   /** Writes one line, or several. Never throws. */
   readonly write: (text: string) => void;
   /**

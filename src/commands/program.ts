@@ -1,7 +1,6 @@
 import { Command } from 'commander';
-import { packageVersion } from '../version.js';
+import { packageVersion } from '../package-root.js';
 import { bootstrapCommand } from './bootstrap.js';
-import { demoCommand } from './demo.js';
 import { EXIT, endingOf } from './exit.js';
 import { gucsCommand } from './gucs.js';
 import { endingOfHook, isHook } from './hook.js';
@@ -46,7 +45,6 @@ function createProgram(io: Io): Command {
     notifyCommand(io),
     statusCommand(io),
     uninstallCommand(io),
-    demoCommand(io),
   ];
   for (const command of [program, ...commands]) {
     command

@@ -1,5 +1,11 @@
 import { Option, type Command } from 'commander';
-import { flagOf, loadSettings, SETTINGS, type SettingName, type Settings } from '../config.js';
+import {
+  flagOf,
+  loadSettings,
+  SETTINGS,
+  type SettingName,
+  type Settings,
+} from '../config/settings.js';
 
 /** What a command has of the process; a test gives its own. */
 export interface Io {

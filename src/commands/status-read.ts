@@ -27,7 +27,7 @@ export interface HoldStatus {
   readonly reason: string | null;
 }
 
-export interface QueuedTask {
+interface QueuedTask {
   readonly position: number;
   readonly id: number;
   readonly groupid: number;

@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type pg from 'pg';
-import type { Settings } from '../config.js';
-import { formatDuration } from '../duration.js';
+import type { Settings } from '../config/settings.js';
+import { formatDuration } from '../config/forms.js';
 import { ConfigError, UnreachableError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { requireContract } from '../postgres/foreign-objects.js';

@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { eachDatabase } from '../each-database.js';
+import { eachDatabase } from '../config/settings.js';
 import { createMPP } from '../mpp/index.js';
 import { uninstallObjects, UNINSTALL_RIGHTS, UNINSTALL_ROLES } from '../postgres/uninstall.js';
 import { addSettings, readSettings, type Io } from './settings.js';

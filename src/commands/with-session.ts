@@ -1,5 +1,5 @@
 import type pg from 'pg';
-import type { Settings } from '../config.js';
+import type { Settings } from '../config/settings.js';
 import { MppError, UnreachableError } from '../errors.js';
 import { closeSession } from '../postgres/close.js';
 import { describeConnection, errorText, openSession } from '../postgres/session.js';

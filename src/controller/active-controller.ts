@@ -1,22 +1,20 @@
-import type { Settings } from '../config.js';
+import type { Settings } from '../config/settings.js';
 import { DatabaseStateError } from '../errors.js';
+import { componentLogger, type Logger, OncePerChange } from '../logger.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
-import { componentLogger, type Logger } from '../observe/logger.js';
-import { OncePerChange } from '../observe/once-per-change.js';
-import type { ServerIdentity } from '../postgres/identity.js';
+import { sameServer, type ServerIdentity } from '../postgres/identity.js';
+import type { LoginGate } from '../postgres/login-gate.js';
 import { fill } from '../postgres/pool.js';
 import type { SessionBudget } from '../postgres/session-budget.js';
 import { errorText } from '../postgres/session.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
 import { keepLimits } from '../tasks/limits.js';
-import { within } from '../within.js';
+import { sleep, untilAborted, within } from '../wait.js';
 import { ActiveParts } from './active-parts.js';
 import type { ControlSession } from './control-session.js';
 import { announce, forgetGone, markGone } from './presence.js';
-import { regain } from './regain.js';
-import { pause, untilAborted } from './signal.js';
 
-export interface ActiveControllerOptions {
+interface ActiveControllerOptions {
   readonly settings: Settings;
   readonly logger: Logger;
   readonly mpp: AbstractMPP;
@@ -115,7 +113,7 @@ export class ActiveController {
     // A crash in the first seconds of a leadership costs no more than a later one.
     void this.#prewarm();
     while (!this.#stopping) {
-      if (!isNew) await pause(this.#ending ? FINISH_LOOK_MS : settings.heartbeatMs, next);
+      if (!isNew) await sleep(this.#ending ? FINISH_LOOK_MS : settings.heartbeatMs, next);
       isNew = false;
       if (signal.aborted) return;
       replaced.throwIfAborted();
@@ -298,4 +296,61 @@ export class ActiveController {
 /** Another controller is the recorded leader, or this one's role does not count any more. */
 class LeadershipLostError extends Error {
   override readonly name = 'LeadershipLostError';
+}
+
+interface RegainOptions {
+  /** Opens another control session. */
+  readonly open: () => Promise<ControlSession>;
+  /** The server that it must be with. */
+  readonly identity: ServerIdentity;
+  readonly gate: LoginGate;
+  readonly signal: AbortSignal;
+  readonly onFailure: (error: unknown) => void;
+}
+
+/** How long the control session may be away before the holds are given up. */
+const REGAIN_MS = 2_000;
+const REGAIN_EVERY_MS = 50;
+
+/**
+ * Leads again on another control session. The holds live on other sessions; they are kept if the
+ * leadership can be had again at once.
+ */
+export async function regain(
+  options: RegainOptions,
+): Promise<{ readonly control: ControlSession } | { readonly reason: string }> {
+  const { gate, signal, onFailure } = options;
+  const until = performance.now() + REGAIN_MS;
+  let reason = 'the control session could not be opened again in time';
+  while (!signal.aborted && performance.now() < until) {
+    try {
+      const outcome = await openLeading(options);
+      if ('control' in outcome) return outcome;
+      reason = outcome.reason;
+    } catch (error) {
+      gate.failed(error);
+      onFailure(error);
+      reason = errorText(error);
+    }
+    await sleep(Math.max(REGAIN_EVERY_MS, gate.waitMs), signal);
+  }
+  return { reason };
+}
+
+/** A session that leads, or none: one left open could lead later, and would keep it from this controller. */
+async function openLeading({
+  open,
+  identity,
+}: RegainOptions): Promise<{ readonly control: ControlSession } | { readonly reason: string }> {
+  const control = await open();
+  let leads = false;
+  try {
+    if (!sameServer(control.identity, identity)) return { reason: 'another server answers' };
+    const attempt = await control.regain();
+    leads = attempt.leads;
+    if (attempt.leads) return { control };
+    return { reason: attempt.reason ?? 'another controller leads' };
+  } finally {
+    if (!leads) await control.close();
+  }
 }

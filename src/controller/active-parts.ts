@@ -1,7 +1,7 @@
 import type pg from 'pg';
-import type { Settings } from '../config.js';
+import type { Settings } from '../config/settings.js';
 import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abstract.js';
-import { componentLogger, type Logger } from '../observe/logger.js';
+import { componentLogger, type Logger } from '../logger.js';
 import type { ServerIdentity } from '../postgres/identity.js';
 import { Listener } from '../postgres/listener.js';
 import { LoginGate } from '../postgres/login-gate.js';
@@ -9,11 +9,11 @@ import { createPool } from '../postgres/pool.js';
 import type { SessionBudget } from '../postgres/session-budget.js';
 import { OtherDatabases } from '../databases/other-databases.js';
 import { Topology } from '../topology/topology.js';
-import { within } from '../within.js';
+import { within } from '../wait.js';
 import { TaskLoop } from './task-loop.js';
 import { NodeVerification, NO_VERIFICATION, type Verification } from './verification.js';
 
-export interface ActivePartsOptions {
+interface ActivePartsOptions {
   readonly settings: Settings;
   readonly logger: Logger;
   readonly mpp: AbstractMPP;

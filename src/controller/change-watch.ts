@@ -1,11 +1,11 @@
 import type { ChangeBlocker } from '../mpp/abstract.js';
-import { Loop } from '../topology/loop.js';
+import { Loop } from '../loop.js';
 
 const LOOK_MS = 250;
 /** How long a transaction may block a change before the log names it, in milliseconds. */
 export const NAMED_AFTER_MS = 1_000;
 
-export interface ChangeWatchOptions {
+interface ChangeWatchOptions {
   /** Reads what blocks the change, and ends those of the keys that do. */
   readonly read: (overdue: readonly string[]) => Promise<readonly ChangeBlocker[]>;
   /** Cancels the statement that waits. */
@@ -26,7 +26,7 @@ export interface ChangeWatchOptions {
 }
 
 /** What one look found, and what follows from it. */
-export interface Judgement {
+interface Judgement {
   /** When each transaction was first seen to block the change; those that do no more are left out. */
   readonly since: ReadonlyMap<string, number>;
   /** Transactions that are terminated if they still block it at the next look. */

@@ -1,4 +1,6 @@
-import type { Step, Transition } from '../mpp/abstract.js';
+import type { Node, Step, Transition } from '../mpp/abstract.js';
+import type { Queryable } from '../postgres/queryable.js';
+import { addDetail, isCancelled, isTaken } from '../postgres/sqlstate.js';
 import {
   addFollowUp,
   attemptOf,
@@ -9,24 +11,23 @@ import {
   recordChange,
   requeueTasks,
 } from '../tasks/finish.js';
-import type { Queryable } from '../postgres/queryable.js';
-import { addDetail, isCancelled, isTaken } from '../postgres/sqlstate.js';
-import { formatAddress, type Task } from '../tasks/task.js';
+import { type Task } from '../tasks/task.js';
+import { type Address, formatAddress, sameAddress } from '../address.js';
+import { within } from '../wait.js';
 import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './bounds.js';
 import { ChangeWatch, NAMED_AFTER_MS } from './change-watch.js';
 import type { Hold } from './holds.js';
 import { describeGroup, primaryOf } from './nodes.js';
 import { persist, persistRows } from './persist.js';
-import { addedSecondaries, describeMissing, withoutSecondaries } from './secondaries.js';
-import { within } from '../within.js';
-import { leaveUnconfirmed } from './unconfirmed.js';
+import { leaveUnconfirmed } from './failure.js';
+import type { Unconfirmed } from './verification.js';
 import {
   locksNodes,
+  type Outcome,
   putBack,
   requeue,
   ROWS_CHANGED,
   rowsUnchanged,
-  type Outcome,
   type Work,
   type Workplace,
 } from './work.js';
@@ -351,3 +352,41 @@ async function record(
     reason: null,
   });
 }
+
+/**
+ * The steps that only add or change secondaries, without those whose nodes were not confirmed. A row that
+ * was to be given to such a node has lost its own, and is removed.
+ *
+ * @param unconfirmed addresses of those nodes.
+ */
+export function withoutSecondaries(
+  steps: readonly Step[],
+  unconfirmed: readonly Address[],
+  nodes: readonly Node[],
+): Step[] {
+  const isOut = (address: Address): boolean =>
+    unconfirmed.some((other) => sameAddress(other, address));
+  return steps.flatMap((step): Step[] => {
+    if (step.op === 'add' && isOut(step.node)) return [];
+    if (step.op !== 'update' || !isOut(step.to)) return [step];
+    const row = nodes.find(({ nodeid }) => nodeid === step.nodeid);
+    return row ? [{ op: 'remove', node: row.address }] : [];
+  });
+}
+
+/** The addresses that such steps make secondaries. */
+export function addedSecondaries(steps: readonly Step[]): Address[] {
+  return steps.flatMap((step) => {
+    if (step.op === 'add') return [step.node];
+    return step.op === 'update' ? [step.to] : [];
+  });
+}
+
+/** The first few, for people. */
+export function describeMissing(missing: readonly Unconfirmed[]): string {
+  const shown = missing.slice(0, MOST_SHOWN).map(({ reason }) => `secondary ${reason}`);
+  const more = missing.length - shown.length;
+  return [...shown, ...(more > 0 ? [`and ${more} more`] : [])].join('; ');
+}
+
+const MOST_SHOWN = 3;

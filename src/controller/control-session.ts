@@ -5,7 +5,7 @@ import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
 import { checkMigrated, refuseNewer } from '../postgres/migrate.js';
 import { refuseReadOnly } from '../postgres/connection/target.js';
 import { eachServer, openOnServer, type Connection } from '../postgres/session.js';
-import { within } from '../within.js';
+import { within } from '../wait.js';
 import { Leadership, type Attempt } from './leadership.js';
 import { refuseOtherSchema } from './leadership-blockers.js';
 
@@ -16,7 +16,7 @@ export interface Contract {
   readonly known: number;
 }
 
-export interface ControlOptions {
+interface ControlOptions {
   readonly connection: Connection;
   readonly contract: Contract;
   readonly mpp: AbstractMPP;

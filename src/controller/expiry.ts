@@ -1,13 +1,12 @@
 import type { Pool } from 'pg';
-import type { Logger } from '../observe/logger.js';
-import { OncePerChange } from '../observe/once-per-change.js';
-import { remedyOf } from '../observe/remedy.js';
+import { type Logger, OncePerChange } from '../logger.js';
+import { remedyOf } from '../postgres/remedy.js';
 import { errorText } from '../postgres/session.js';
 import { pruneTasks } from '../tasks/finish.js';
 import { expire, SWEEP_ROWS } from '../tasks/sweep.js';
-import { Loop } from '../topology/loop.js';
+import { Loop } from '../loop.js';
 
-export interface ExpiryOptions {
+interface ExpiryOptions {
   readonly db: Pool;
   /** How often late tasks are looked for. */
   readonly pollMs: number;

@@ -1,7 +1,7 @@
 import type { Node, Transition } from '../mpp/abstract.js';
 import { attemptOf, markHolding, markReason } from '../tasks/finish.js';
 import { pauseOf } from '../tasks/pause.js';
-import { formatAddress } from '../tasks/task.js';
+import { formatAddress } from '../address.js';
 import { boundsOf, growingDelay } from './bounds.js';
 import type { Hold } from './holds.js';
 import { persistRows } from './persist.js';
@@ -36,8 +36,8 @@ export async function holdTraffic(
   }
   if (transition.target) await retarget(work, hold, transition.target);
   const attempt = attemptOf(controller, task);
+  const isHeld = (): boolean => holds.get(task.groupid) === hold;
   if (hold.pause !== 'none') {
-    const isHeld = (): boolean => holds.get(task.groupid) === hold;
     const elsewhere = await place.otherDatabases.follow(
       { ...task, ...attempt, isHeld },
       place.signal,
@@ -50,8 +50,7 @@ export async function holdTraffic(
   }
 
   // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.
-  if (holds.get(task.groupid) !== hold)
-    return { mustInspect: true, again: growingDelay(task.attempt) };
+  if (!isHeld()) return { mustInspect: true, again: growingDelay(task.attempt) };
   const { nodeid } = transition.node;
   let remaining: number | undefined;
   await persistRows(db, [attempt], async () => {

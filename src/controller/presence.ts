@@ -5,7 +5,7 @@ import { sqlState } from '../postgres/sqlstate.js';
 import type { ControlSession } from './control-session.js';
 
 /** What a controller says of itself in mpp_controllers. */
-export interface Presence {
+interface Presence {
   readonly id: string;
   readonly version: string;
   readonly strategy: string;

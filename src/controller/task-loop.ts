@@ -1,24 +1,21 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Pool, PoolClient } from 'pg';
+import { type Logger, OncePerChange } from '../logger.js';
 import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abstract.js';
-import type { Logger } from '../observe/logger.js';
-import { OncePerChange } from '../observe/once-per-change.js';
-import { remedyOf } from '../observe/remedy.js';
+import { remedyOf } from '../postgres/remedy.js';
 import { errorText } from '../postgres/session.js';
-import { claimTask, othersWait, type Claimed } from '../tasks/claim.js';
+import { type Claimed, claimTask, othersWait } from '../tasks/claim.js';
 import { endTasks, readRelease, readUnfinishedChange, stillHolding } from '../tasks/finish.js';
 import { takeBack } from '../tasks/sweep.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
-import { Alarms } from './alarms.js';
+import { WakeUp } from '../wait.js';
 import { Expiry } from './expiry.js';
-import { Holds, type Hold } from './holds.js';
+import { type Hold, Holds } from './holds.js';
 import { persistRows } from './persist.js';
 import { Processor } from './processor.js';
-import { Signal } from './signal.js';
-import { Turn } from './turn.js';
-import type { Outcome, Workplace } from './work.js';
+import { type Outcome, Turn, type Workplace } from './work.js';
 
-export interface TaskLoopOptions extends Pick<Workplace, 'otherDatabases' | 'verification'> {
+interface TaskLoopOptions extends Pick<Workplace, 'otherDatabases' | 'verification'> {
   readonly db: Pool;
   readonly sessions: Pool;
   readonly mpp: AbstractMPP;
@@ -46,7 +43,7 @@ const RELEASE_COMMIT_MS = 300;
  */
 export class TaskLoop {
   readonly #options: TaskLoopOptions;
-  readonly #signal = new Signal();
+  readonly #signal = new WakeUp();
   readonly #holds: Holds;
   readonly #processor: Processor;
   /** Groups that something is running for, and what. */
@@ -344,5 +341,29 @@ export class TaskLoop {
     await this.#options.db
       .query('SELECT pg_cancel_backend(pid) FROM unnest($1::integer[]) AS pid', [pids])
       .catch(() => undefined);
+  }
+}
+
+/** Timers that end together. */
+class Alarms {
+  readonly #timers = new Set<NodeJS.Timeout>();
+
+  /** Calls `ring` once, after `ms`. */
+  set(ring: () => void, ms: number): void {
+    const timer = setTimeout(() => {
+      this.#timers.delete(timer);
+      ring();
+    }, ms);
+    this.#timers.add(timer);
+  }
+
+  /** Resolves after `ms`; not after `clear`. */
+  async after(ms: number): Promise<false> {
+    return new Promise((resolve) => this.set(() => resolve(false), ms));
+  }
+
+  clear(): void {
+    for (const timer of this.#timers) clearTimeout(timer);
+    this.#timers.clear();
   }
 }

@@ -1,7 +1,6 @@
 import { DatabaseStateError, MppError, UnreachableError } from '../errors.js';
-import type { Logger } from '../observe/logger.js';
-import { OncePerChange } from '../observe/once-per-change.js';
-import { remedyOf } from '../observe/remedy.js';
+import { type Logger, OncePerChange } from '../logger.js';
+import { remedyOf } from '../postgres/remedy.js';
 import { loginDelay } from '../postgres/login-gate.js';
 import { errorText } from '../postgres/session.js';
 import { isLoginRefused, isSessionLost, sqlState } from '../postgres/sqlstate.js';

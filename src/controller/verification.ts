@@ -8,17 +8,17 @@ import {
   type NodeCheck,
   type Verdict,
 } from '../mpp/node-answer.js';
-import type { Logger } from '../observe/logger.js';
+import type { Logger } from '../logger.js';
 import type { ServerIdentity } from '../postgres/identity.js';
 import type { NodeCredentials } from '../postgres/node-connection.js';
 import type { Queryable } from '../postgres/queryable.js';
 import { CHECK_MS, NodeChecker } from '../topology/node-checker.js';
-import { SystemLearner } from '../topology/system-learner.js';
-import { confirmSystem, learnSystem, readSystem } from '../topology/systems.js';
-import { formatAddress, sameAddress, type Address, type Task } from '../tasks/task.js';
+import { confirmSystem, learnSystem, readSystem, SystemLearner } from '../topology/systems.js';
+import { type Task } from '../tasks/task.js';
+import { formatAddress, sameAddress, type Address } from '../address.js';
 import { primaryOf } from './nodes.js';
 
-export interface VerificationOptions {
+interface VerificationOptions {
   readonly db: Queryable;
   readonly mpp: Pick<AbstractMPP, 'nodesQuery' | 'prepareAsking'>;
   readonly credentials: NodeCredentials;

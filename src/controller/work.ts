@@ -1,13 +1,12 @@
 import type { Pool } from 'pg';
-import type { AbstractMPPHandler, Prefetch, Node, TrafficControl } from '../mpp/abstract.js';
-import type { Logger } from '../observe/logger.js';
 import type { OtherDatabases } from '../databases/other-databases.js';
+import type { Logger } from '../logger.js';
+import type { AbstractMPPHandler, Node, Prefetch, TrafficControl } from '../mpp/abstract.js';
 import { attemptOf, requeueTasks } from '../tasks/finish.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS } from './bounds.js';
 import type { GroupSession } from './group-session.js';
 import type { Hold, Holds } from './holds.js';
-import type { Turn } from './turn.js';
 import { sameNodes } from './nodes.js';
 import { persist, persistRows } from './persist.js';
 import type { TaskCheck, Verification } from './verification.js';
@@ -95,4 +94,18 @@ export async function requeue(
 ): Promise<void> {
   const attempts = [attemptOf(controller, task)];
   await persistRows(db, attempts, () => requeueTasks(db, attempts, reason, delayMs));
+}
+
+/** Lets one at a time go on, in the order in which they came. */
+export class Turn {
+  #last: Promise<void> = Promise.resolve();
+
+  /** Waits until all that came before has ended. @returns ends this one; idempotent */
+  async take(): Promise<() => void> {
+    const before = this.#last;
+    let end: () => void = () => undefined;
+    this.#last = new Promise((resolve) => (end = resolve));
+    await before;
+    return end;
+  }
 }

@@ -1,17 +1,17 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Pool } from 'pg';
-import type { Settings } from '../config.js';
-import { linkSignals } from '../linked-signal.js';
-import type { Logger } from '../observe/logger.js';
+import type { Settings } from '../config/settings.js';
+import { linkSignals } from '../wait.js';
+import type { Logger } from '../logger.js';
 import { createPool, type PoolOptions } from '../postgres/pool.js';
 import type { Queryable } from '../postgres/queryable.js';
 import type { Attempt } from '../tasks/finish.js';
-import { Loop } from '../topology/loop.js';
+import { Loop } from '../loop.js';
 import { registerDatabases } from './outbox.js';
 import { OtherDatabase } from './other-database.js';
 import { judge, lookHere, markHeld } from './waiting.js';
 
-export interface OtherDatabasesOptions extends Pick<PoolOptions, 'identity' | 'onOtherServer'> {
+interface OtherDatabasesOptions extends Pick<PoolOptions, 'identity' | 'onOtherServer'> {
   /** Sessions in this database. */
   readonly db: Queryable;
   readonly settings: Pick<Settings, 'connection' | 'schema' | 'otherDatabases' | 'pollMs'>;

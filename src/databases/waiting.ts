@@ -2,7 +2,7 @@ import type { Queryable } from '../postgres/queryable.js';
 import type { Attempt } from '../tasks/finish.js';
 
 /** What a look into this database says of a report that waits for the other databases. */
-export interface OwnState {
+interface OwnState {
   /** True when another event of the group has been reported, so that no session is to wait any longer. */
   readonly hurried: boolean;
   /** Databases to which it is yet to be forwarded. */

@@ -23,7 +23,7 @@ export interface Blocker extends BlockingSession {
   readonly readAt: number;
 }
 
-export interface BlockingSessionsOptions {
+interface BlockingSessionsOptions {
   readonly watch: Watch;
   /** Called for each session whose maintenance command was cancelled. */
   readonly onCancelled: (blocker: Blocker) => void;

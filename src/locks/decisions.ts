@@ -109,7 +109,7 @@ export interface AwaitedBlocker<B> {
   readonly thenTerminate: boolean;
 }
 
-export interface Decision<B, L> {
+interface Decision<B, L> {
   /** Leave all queues until these are gone; empty: stay. */
   readonly leaveFor: readonly AwaitedBlocker<B>[];
   /** Locks that are not waited for any longer. */

@@ -1,7 +1,7 @@
 import type { ClientBase } from 'pg';
 import { SessionLostError } from '../errors.js';
 import { isVictim, sqlState } from '../postgres/sqlstate.js';
-import { within } from '../within.js';
+import { within } from '../wait.js';
 import type { Condition } from './condition.js';
 import { Interrupter } from './interrupter.js';
 import { covers, type Lock } from './lock.js';
@@ -16,7 +16,7 @@ export interface LockOwner {
   isKept(lock: Lock): boolean;
 }
 
-export interface LockSessionOptions {
+interface LockSessionOptions {
   readonly server: Server;
   /** The server process. */
   readonly pid: number;

@@ -12,7 +12,7 @@ export const QUEUES = 4;
 /** So many sessions of one hold may break before its locks are there again; then they are taken to be lost. */
 const MOST_LOSSES = 16;
 
-export interface LockTableOptions {
+interface LockTableOptions {
   readonly server: Server;
   readonly sessions: Pool;
   /** A statement that each of its transactions begins with. */
@@ -37,7 +37,7 @@ interface Entry {
   session: LockSession | undefined;
 }
 
-export interface HolderOptions {
+interface HolderOptions {
   /** What its own session is for, in application_name. */
   readonly purpose: string;
   /** The server ends what it has after so long at the latest, in milliseconds from now. */
@@ -487,6 +487,6 @@ async function end({ transaction, locks }: Member): Promise<void> {
 }
 
 /** How long a lock is waited for is the hold's decision, not the server's. */
-export function boundsFor(remainingMs: number): Bounds {
+function boundsFor(remainingMs: number): Bounds {
   return { idleMs: remainingMs + SERVER_GRACE_MS, lockMs: remainingMs, statementMs: remainingMs };
 }

@@ -23,7 +23,7 @@ export interface Lock {
 /** Modes of LOCK TABLE that are used here, and how strong they are. */
 const MODES = { EXCLUSIVE: 1, 'ACCESS EXCLUSIVE': 2 } as const;
 
-export type TableMode = keyof typeof MODES;
+type TableMode = keyof typeof MODES;
 
 /** More tables than that are locked in so many bundles. */
 const MOST_LOCKS = 64;

@@ -21,7 +21,7 @@ export interface OwnSession {
 }
 
 /** A session of the controller that has to yield, and the processes on its server that it yields to. */
-export interface BlockedCycle {
+interface BlockedCycle {
   readonly session: Vertex;
   readonly blocked: readonly number[];
 }

@@ -16,7 +16,7 @@ const AGAIN_MS = 250;
 /** How often all servers are asked for waits that run through several of them, and how soon first. */
 const WIDE_MS = 10;
 
-export interface WatchOptions {
+interface WatchOptions {
   readonly onError: (server: Server, error: unknown) => void;
 }
 

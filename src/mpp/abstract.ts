@@ -1,12 +1,13 @@
 import type { ClientBase } from 'pg';
-import type { Logger } from '../observe/logger.js';
+import type { Logger } from '../logger.js';
 import type { Queryable } from '../postgres/queryable.js';
 import type { ServerIdentity } from '../postgres/identity.js';
 import type { NodeCredentials } from '../postgres/node-connection.js';
 import type { SessionBudget } from '../postgres/session-budget.js';
 import type { Connection } from '../postgres/session.js';
 import type { Transaction } from '../postgres/transaction.js';
-import type { Address, Pause, Task } from '../tasks/task.js';
+import type { Pause, Task } from '../tasks/task.js';
+import type { Address } from '../address.js';
 import type { NodeAnswer } from './node-answer.js';
 import type {
   BootstrapOptions,

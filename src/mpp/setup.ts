@@ -1,4 +1,4 @@
-import type { Settings } from '../config.js';
+import type { Settings } from '../config/settings.js';
 import type { Connection } from '../postgres/session.js';
 
 /** The settings that an MPP database has a say in. */

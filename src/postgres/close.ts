@@ -1,7 +1,7 @@
 import { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import type pg from 'pg';
-import { within } from '../within.js';
+import { within } from '../wait.js';
 
 /** How long a peer may take to say goodbye, in milliseconds. One that has vanished never does. */
 export const CLOSE_MS = 1_000;

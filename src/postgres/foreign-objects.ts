@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { DatabaseStateError } from '../errors.js';
-import { bookkeepingSchema } from './migrate.js';
+import { bookkeepingSchema } from './schema-name.js';
 
 /**
  * Refuses a schema in which another role has objects that a migration could take for PostgreSQL's own or for

@@ -9,7 +9,7 @@ export interface ServerIdentity {
 }
 
 /** The same of any server; without a timeline while it is in recovery. */
-export interface Standing {
+interface Standing {
   readonly systemIdentifier: string | null;
   readonly timeline: number | null;
 }

@@ -1,10 +1,10 @@
 import createSubscriber, { type Subscriber } from 'pg-listen';
-import { within } from '../within.js';
+import { within } from '../wait.js';
 import { CLOSE_MS, Sockets } from './close.js';
 import type { LoginGate } from './login-gate.js';
 import { sessionConfig, type Connection } from './session.js';
 
-export interface ListenerOptions {
+interface ListenerOptions {
   readonly connection: Connection;
   readonly channel: string;
   /** Something may have happened: look at the table. Also called when listening begins again. */

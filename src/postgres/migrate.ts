@@ -1,17 +1,15 @@
-import { createHash } from 'node:crypto';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type pg from 'pg';
+import pg from 'pg';
 import { migrate } from 'postgres-migrations';
 import { DatabaseStateError, MppError } from '../errors.js';
 import { packageRoot } from '../package-root.js';
-import { refuseDistributed } from './migration-citus.js';
 import { refuseForeignObjects } from './foreign-objects.js';
-import { heldGroups } from './migration-holds.js';
 import { setUpMigration } from './migration-settings.js';
 import { inShortTries, type WatchedClient } from './migration-tries.js';
-import { sqlState } from './sqlstate.js';
+import { bookkeepingSchema } from './schema-name.js';
 import { errorText } from './session.js';
+import { sqlState } from './sqlstate.js';
 
 /** The *.sql files, shipped beside the compiled code. */
 const FOLDER = join(packageRoot(), 'migrations');
@@ -28,20 +26,6 @@ export interface MigrateOptions {
   /** Gets one sentence each for what an operator may want to know while it runs: groups held, sessions waited for. */
   readonly notice?: (line: string) => void;
 }
-
-/**
- * Where postgres-migrations keeps its table `migrations`. Not in our own schema: that may be
- * `public`, where an application that uses the same library has a table of that name.
- */
-export function bookkeepingSchema(schema: string): string {
-  const name = `mpp_migrations_${schema}`;
-  if (Buffer.byteLength(name) <= MAX_NAME_BYTES) return name;
-  // PostgreSQL would cut it, and two schemas could come to share one.
-  return `mpp_migrations_${createHash('sha256').update(schema).digest('hex').slice(0, 32)}`;
-}
-
-/** NAMEDATALEN - 1. */
-const MAX_NAME_BYTES = 63;
 
 /**
  * Brings the SQL contract in `options.schema` up to this version of the code. Reports go on meanwhile:
@@ -261,3 +245,83 @@ const BOOKKEEPING_TABLE = `
     hash varchar(40) NOT NULL,
     executed_at timestamp DEFAULT current_timestamp
   )`;
+
+/** A sentence for each group that is held now: a migration makes its controller stand down. */
+export async function heldGroups(client: pg.ClientBase, schema: string): Promise<string[]> {
+  const prefix = `${pg.escapeIdentifier(schema)}.`;
+  const { rows: tables } = await client.query<{ present: boolean }>(
+    'SELECT to_regclass($1) IS NOT NULL AND to_regclass($2) IS NOT NULL AS present',
+    [`${prefix}mpp_tasks`, `${prefix}mpp_controllers`],
+  );
+  if (tables[0]?.present !== true) return [];
+  const { rows } = await client.query<{ groupid: number; since: string; controller: string }>(
+    HELD.replaceAll('@mpp.', prefix),
+  );
+  return rows.map(
+    ({ groupid, since, controller }) =>
+      `group ${groupid} is held since ${since} by controller ${controller}`,
+  );
+}
+
+const HELD = `
+  SELECT t.groupid,
+         to_char(min(t.held_at), 'YYYY-MM-DD HH24:MI:SS TZ') AS since,
+         concat_ws(' ', max(t.claimed_by), max(format('(pid %s on %s, version %s)', c.pid, c.host, c.version)))
+           AS controller
+  FROM @mpp.mpp_tasks AS t
+  LEFT JOIN @mpp.mpp_controllers AS c ON c.id = t.claimed_by
+  WHERE t.finished_at IS NULL AND t.status = 'holding'
+  GROUP BY t.groupid
+  ORDER BY t.groupid`;
+
+/**
+ * Refuses schemas, and our tables, that Citus manages: a table in Citus's metadata has other triggers
+ * and other locks than the one that our migrations made, and Citus refuses most of what they change.
+ *
+ * @throws DatabaseStateError `SCHEMA_DISTRIBUTED`, with the statement that takes them out of Citus.
+ */
+async function refuseDistributed(client: pg.ClientBase, schemas: readonly string[]): Promise<void> {
+  const { rows: catalogs } = await client.query<{ tables: boolean; schemas: boolean }>(CATALOGS);
+  if (catalogs[0]?.schemas === true) {
+    const { rows } = await client.query<{ schema: string; call: string }>(TENANTS, [schemas]);
+    for (const { schema, call } of rows) {
+      throw new DatabaseStateError(
+        'SCHEMA_DISTRIBUTED',
+        `schema ${schema} is a distributed schema of Citus, and the control table has to be on the ` +
+          `coordinator alone: set MPP_SCHEMA to another schema, or run ${call}`,
+      );
+    }
+  }
+  if (catalogs[0]?.tables !== true) return;
+  const { rows } = await client.query<{ name: string; call: string }>(MANAGED, [schemas]);
+  if (rows.length === 0) return;
+  throw new DatabaseStateError(
+    'SCHEMA_DISTRIBUTED',
+    `Citus has ${rows.map(({ name }) => name).join(', ')} in its metadata, and the tables of mpp-controller ` +
+      `have to be plain ones: run ${rows.map(({ call }) => call).join('; ')}; then migrate again. ` +
+      'Where Citus refuses that because of an identity column, remove all objects and migrate again ' +
+      '(see docs/uninstall.md)',
+  );
+}
+
+/** By schema, because a table of another one may have the name. pg_dist_schema is there from Citus 12 on. */
+const CATALOGS = `
+  SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL AS tables,
+         to_regclass('pg_catalog.pg_dist_schema') IS NOT NULL AS schemas`;
+
+const TENANTS = `
+  SELECT n.nspname AS schema,
+         format('SELECT citus_schema_undistribute(%L)', format('%I', n.nspname)) AS call
+  FROM pg_catalog.pg_dist_schema AS s
+  JOIN pg_namespace AS n ON n.oid = s.schemaid
+  WHERE n.nspname = ANY ($1::text[])`;
+
+const MANAGED = `
+  SELECT format('%I.%I', n.nspname, c.relname) AS name,
+         format('SELECT undistribute_table(%L)', format('%I.%I', n.nspname, c.relname)) AS call
+  FROM pg_catalog.pg_dist_partition AS p
+  JOIN pg_class AS c ON c.oid = p.logicalrelid
+  JOIN pg_namespace AS n ON n.oid = c.relnamespace
+  WHERE n.nspname = ANY ($1::text[])
+    AND (c.relname ~ '^mpp_' OR n.nspname ~ '^mpp_migrations_')
+  ORDER BY name`;

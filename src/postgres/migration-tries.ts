@@ -10,7 +10,7 @@ const TRY_MS = 200;
 const FIRST_PAUSE_MS = 200;
 const LONGEST_PAUSE_MS = 2_000;
 
-export interface TriesOptions {
+interface TriesOptions {
   readonly schema: string;
   /** The schemas whose tables a migration changes. */
   readonly schemas: readonly string[];

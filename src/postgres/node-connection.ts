@@ -1,5 +1,5 @@
-import { connectionFromUrl } from '../database-url.js';
-import type { Address } from '../tasks/task.js';
+import { connectionFromUrl } from '../config/database-url.js';
+import type { Address } from '../address.js';
 import type { Connection } from './session.js';
 
 /** As whom, to which database and how encrypted a session with any node of the cluster is opened. */

@@ -1,7 +1,7 @@
 import { setMaxListeners } from 'node:events';
 import pg from 'pg';
 import { DatabaseStateError, PoolBusyError } from '../errors.js';
-import { within } from '../within.js';
+import { within } from '../wait.js';
 import { CLOSE_MS, Sockets } from './close.js';
 import { checkIdentity, type ServerIdentity } from './identity.js';
 import type { LoginGate } from './login-gate.js';

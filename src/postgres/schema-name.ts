@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import pg from 'pg';
 
 /** How the statements of this package name their schema. */
@@ -35,3 +36,17 @@ function isStatement(value: unknown): value is { text: string } {
     !('submit' in value)
   );
 }
+
+/**
+ * Where postgres-migrations keeps its table `migrations`. Not in our own schema: that may be
+ * `public`, where an application that uses the same library has a table of that name.
+ */
+export function bookkeepingSchema(schema: string): string {
+  const name = `mpp_migrations_${schema}`;
+  if (Buffer.byteLength(name) <= MAX_NAME_BYTES) return name;
+  // PostgreSQL would cut it, and two schemas could come to share one.
+  return `mpp_migrations_${createHash('sha256').update(schema).digest('hex').slice(0, 32)}`;
+}
+
+/** NAMEDATALEN - 1. */
+const MAX_NAME_BYTES = 63;

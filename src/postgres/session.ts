@@ -2,11 +2,15 @@ import { Socket } from 'node:net';
 import pg from 'pg';
 import { ConfigError, DatabaseStateError, UnreachableError } from '../errors.js';
 import { closeSession } from './close.js';
-import { formatServer, type ServerAddress, type TargetSessionAttrs } from './connection/hosts.js';
+import {
+  checkTarget,
+  formatServer,
+  type ServerAddress,
+  type TargetSessionAttrs,
+} from './connection/target.js';
 import { guardMessages } from './connection/message-guard.js';
 import { defaultPasswordFile, passwordFromFile } from './connection/password.js';
 import { ServerStream } from './connection/stream.js';
-import { checkTarget } from './connection/target.js';
 import type { TlsPolicy } from './connection/tls.js';
 import { nameSchema } from './schema-name.js';
 import { sqlState } from './sqlstate.js';

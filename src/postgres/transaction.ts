@@ -25,7 +25,7 @@ const ROLLBACK_MS = 5_000;
  * A row whose lock the transaction takes as it begins: a SELECT that ends with FOR UPDATE SKIP LOCKED and
  * returns the row. A constant of the code, never input.
  */
-export type RowLock = string;
+type RowLock = string;
 
 interface BeginOptions {
   readonly bounds: Bounds;

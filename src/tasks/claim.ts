@@ -1,8 +1,9 @@
 import type { Queryable } from '../postgres/queryable.js';
-import { parseAddress, type Pause, type Task, type TaskEvent } from './task.js';
+import { type Pause, type Task, type TaskEvent } from './task.js';
+import { parseAddress } from '../address.js';
 
 /** Which groups a claim may look at. */
-export interface ClaimScope {
+interface ClaimScope {
   /** Id of this controller, for claimed_by. */
   readonly controller: string;
   /** Groups that a task of this controller is running for. */

@@ -42,7 +42,7 @@ const MINE = `
   )`;
 
 /** How the rows of some attempts stand: all locked now, some locked by another session, or claimed by another attempt. */
-export type RowsState = 'locked' | 'busy' | 'lost';
+type RowsState = 'locked' | 'busy' | 'lost';
 
 /**
  * Locks the rows of attempts until the transaction ends, without waiting.
@@ -125,7 +125,7 @@ const MARK_REASON = `
   WHERE t.id = mine.id AND t.status = $4`;
 
 /** Rows of pg_dist_node for the log, before and after a change. */
-export interface NodeChange {
+interface NodeChange {
   readonly before: unknown;
   readonly after: unknown;
 }

@@ -1,7 +1,7 @@
 import type { Queryable } from '../postgres/queryable.js';
 
 /** What a client may ask for, in milliseconds. */
-export interface Limits {
+interface Limits {
   readonly maxTimeoutMs: number;
   readonly minCooldownMs: number;
 }

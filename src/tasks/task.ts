@@ -1,3 +1,5 @@
+import type { Address } from '../address.js';
+
 /** The events that a client can report; see the comment on mpp_tasks.event. */
 export type TaskEvent = 'before_demote' | 'before_promote' | 'after_promote' | 'suspect';
 
@@ -9,12 +11,6 @@ export type PauseSetting = Pause | 'auto';
 
 /** How a task can end, but for what SQL functions and triggers do (superseded, cancelled). */
 export type TaskEnd = 'done' | 'discarded' | 'rolled_back' | 'failed';
-
-/** A node's address, as pg_dist_node has it. */
-export interface Address {
-  readonly host: string;
-  readonly port: number;
-}
 
 /** One row of mpp_tasks, as claimed. */
 export interface Task {
@@ -38,21 +34,4 @@ export interface Task {
   readonly remainingMs: number;
   /** True when it was part of a hold before and is taken up again. */
   readonly resumed: boolean;
-}
-
-export function sameAddress(a: Address, b: Address): boolean {
-  return a.host === b.host && a.port === b.port;
-}
-
-export function formatAddress({ host, port }: Address): string {
-  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
-}
-
-/** Reads `host:port` or `[ipv6]:port`. The table's trigger has checked the form before. */
-export function parseAddress(text: string): Address {
-  const colon = text.lastIndexOf(':');
-  return {
-    host: text.slice(0, colon).replace(/^\[(.*)\]$/, '$1'),
-    port: Number(text.slice(colon + 1)),
-  };
 }

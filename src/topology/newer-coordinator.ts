@@ -1,18 +1,21 @@
 import type pg from 'pg';
+import { DatabaseStateError } from '../errors.js';
+import { Loop } from '../loop.js';
 import { readStanding, type ServerIdentity } from '../postgres/identity.js';
 import { nodeConnection, type NodeCredentials } from '../postgres/node-connection.js';
 import { nameSchema } from '../postgres/schema-name.js';
-import { eachServer, openSession, type Connection } from '../postgres/session.js';
-import { formatAddress, type Address } from '../tasks/task.js';
+import { type Connection, eachServer, openSession } from '../postgres/session.js';
+import { type Address, formatAddress } from '../address.js';
+import { within } from '../wait.js';
 
 /** A server of the same cluster that takes writes, on a later timeline: it was promoted after this one. */
-export interface NewerCoordinator {
+interface NewerCoordinator {
   /** `host:port` where it answers. */
   readonly node: string;
   readonly timeline: number;
 }
 
-export interface NewerCoordinatorSearch {
+interface NewerCoordinatorSearch {
   /** SELECT of the catalog's rows, see AbstractMPP.nodesQuery: a constant, never input. */
   readonly nodesQuery: string;
   /** Our schema. */
@@ -38,7 +41,7 @@ const ASK_MS = 2_000;
  * - those that other nodes have for group 0. The new coordinator has sent it to them, and those that can be
  *   harmed by an old one can be asked by it.
  */
-export async function findNewerCoordinator(
+async function findNewerCoordinator(
   search: NewerCoordinatorSearch,
 ): Promise<NewerCoordinator | undefined> {
   const { connection, credentials, identity } = search;
@@ -157,4 +160,64 @@ async function readCoordinator(session: pg.Client, nodesQuery: string): Promise<
     FROM (${nodesQuery}) AS n
     WHERE n.in_cluster AND n.groupid = 0 AND n.noderole = 'primary'`);
   return rows;
+}
+
+interface NewerCoordinatorWatchOptions extends NewerCoordinatorSearch {
+  readonly intervalMs: number;
+  /** Ends it like `stop`. */
+  readonly signal: AbortSignal;
+}
+
+const STOP_MS = 500;
+
+/**
+ * Looks time and again whether another server has taken the place of the one that we work on: a
+ * coordinator that was cut off, or crashed and came back as it was, does not know that it was replaced,
+ * and what its controller did would reach the workers.
+ *
+ * It runs beside a standby, too, so that one that takes over need not look first.
+ */
+export class NewerCoordinatorWatch {
+  readonly #options: NewerCoordinatorWatchOptions;
+  readonly #loop: Loop;
+  readonly #found = new AbortController();
+  #first: Promise<void> | undefined;
+
+  constructor(options: NewerCoordinatorWatchOptions) {
+    this.#options = options;
+    this.#loop = new Loop({
+      intervalMs: options.intervalMs,
+      signal: options.signal,
+      work: () => this.#look(),
+    });
+  }
+
+  /** Resolves when it has looked once. */
+  async start(): Promise<void> {
+    this.#first ??= this.#look().then(() => this.#loop.start());
+    await this.#first;
+  }
+
+  /** A search that is under way asks servers that may not answer; it ends by itself soon. */
+  async stop(): Promise<void> {
+    await within(STOP_MS, this.#loop.stop(), undefined);
+  }
+
+  /** Aborted when there is one; its reason is a DatabaseStateError `REPLACED` that names it. */
+  get found(): AbortSignal {
+    return this.#found.signal;
+  }
+
+  async #look(): Promise<void> {
+    const newer = await findNewerCoordinator(this.#options);
+    if (newer === undefined) return;
+    const { timeline } = this.#options.identity;
+    const error = new DatabaseStateError(
+      'REPLACED',
+      `another server has become the coordinator: ${newer.node} takes writes on timeline ` +
+        `${newer.timeline}, and this one is on ${timeline}; make this one its standby, or stop that one`,
+      { retryable: true },
+    );
+    this.#found.abort(error);
+  }
 }

@@ -3,8 +3,8 @@ import type { AskNode } from '../mpp/abstract.js';
 import type { NodeCheck } from '../mpp/node-answer.js';
 import { nodeConnection, type NodeCredentials } from '../postgres/node-connection.js';
 import { errorText, openSession } from '../postgres/session.js';
-import { formatAddress, type Address } from '../tasks/task.js';
-import { within } from '../within.js';
+import { formatAddress, type Address } from '../address.js';
+import { within } from '../wait.js';
 
 /** How long a node may take to answer, in milliseconds. */
 export const CHECK_MS = 2_000;
@@ -13,7 +13,7 @@ const KEEP_MS = 60_000;
 /** Nodes that one list has asked at the same time. */
 const AT_ONCE = 16;
 
-export interface NodeCheckerOptions {
+interface NodeCheckerOptions {
   readonly credentials: NodeCredentials;
   /** See AbstractMPP.prepareAsking. */
   readonly prepareAsking: (session: pg.Client) => Promise<AskNode>;

@@ -1,10 +1,10 @@
-import { componentLogger } from '../observe/logger.js';
+import { componentLogger } from '../logger.js';
 import type { Queryable } from '../postgres/queryable.js';
 import { errorText } from '../postgres/session.js';
-import { Loop } from './loop.js';
+import { Loop } from '../loop.js';
 import type { SourceContext, TopologySource } from './source.js';
 
-export interface OtherDatabaseMembersOptions extends SourceContext {
+interface OtherDatabaseMembersOptions extends SourceContext {
   readonly database: string;
   /** Sessions in that database. */
   readonly otherDb: Queryable;

@@ -1,5 +1,5 @@
 import type { AbstractMPP } from '../mpp/abstract.js';
-import type { Logger } from '../observe/logger.js';
+import type { Logger } from '../logger.js';
 import type { Queryable } from '../postgres/queryable.js';
 
 /** A part that finds out how the cluster is, and writes it to mpp_members for as long as it runs. */

@@ -1,12 +1,12 @@
-import type { Settings } from '../config.js';
-import { formatDuration } from '../duration.js';
+import type { Settings } from '../config/settings.js';
+import { formatDuration } from '../config/forms.js';
 import { ConfigError } from '../errors.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
-import { componentLogger, type Logger } from '../observe/logger.js';
+import { componentLogger, type Logger } from '../logger.js';
 import type { Queryable } from '../postgres/queryable.js';
 import { errorText } from '../postgres/session.js';
 import { compareMembers, type Problem } from './compare.js';
-import { Loop } from './loop.js';
+import { Loop } from '../loop.js';
 import { announceSettings, pruneMembers } from './members.js';
 import { Patroni } from './patroni/patroni.js';
 import { reportOurselves } from './ourselves.js';
@@ -16,7 +16,7 @@ import { OtherDatabaseMembers } from './other-database-members.js';
 import type { SourceContext, TopologySource } from './source.js';
 
 /** The settings that it reads. */
-export type TopologySettings = Pick<
+type TopologySettings = Pick<
   Settings,
   | 'heartbeatMs'
   | 'coordinatorHost'
@@ -36,7 +36,7 @@ export type TopologySettings = Pick<
   | 'patroniAuth'
 >;
 
-export interface TopologyOptions {
+interface TopologyOptions {
   readonly db: Queryable;
   readonly mpp: Pick<AbstractMPP, 'nodesQuery'>;
   /** Id of this controller. */

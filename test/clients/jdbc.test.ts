@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { startJdbc, whatJdbcLacks } from './support/jdbc.js';
-import { titleOf } from './support/programs.js';
-import { Stage } from './support/stage.js';
+import { startJdbc, whatJdbcLacks } from './kit/jdbc.js';
+import { titleOf } from './kit/programs.js';
+import { Stage } from './kit/stage.js';
 
 const missing = await whatJdbcLacks();
 

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { startPgbench, type PgbenchOptions } from './support/pgbench.js';
-import { findPostgresProgram, PGBENCH_IS_MISSING, titleOf } from './support/programs.js';
-import { Stage } from './support/stage.js';
+import { startPgbench, type PgbenchOptions } from './kit/pgbench.js';
+import { findPostgresProgram, PGBENCH_IS_MISSING, titleOf } from './kit/programs.js';
+import { Stage } from './kit/stage.js';
 
 const pgbench = await findPostgresProgram('pgbench');
 const missing = pgbench === undefined ? PGBENCH_IS_MISSING : undefined;

@@ -1,14 +1,14 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { SESSIONS } from './support/client.js';
-import { startPgbench, type PgbenchOptions } from './support/pgbench.js';
-import { findPgbouncer, PgBouncer, type PoolMode } from './support/pgbouncer.js';
+import { SESSIONS } from './kit/client.js';
+import { startPgbench, type PgbenchOptions } from './kit/pgbench.js';
+import { findPgbouncer, PgBouncer, type PoolMode } from './kit/pgbouncer.js';
 import {
   findPostgresProgram,
   PGBENCH_IS_MISSING,
   PGBOUNCER_IS_MISSING,
   titleOf,
-} from './support/programs.js';
-import { Stage } from './support/stage.js';
+} from './kit/programs.js';
+import { Stage } from './kit/stage.js';
 
 const [pgbouncer, pgbench] = [await findPgbouncer(), await findPostgresProgram('pgbench')];
 const missing =

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { findPostgresProgram, PSQL_IS_MISSING, titleOf } from './support/programs.js';
-import { startPsqlCopy } from './support/psql.js';
-import { Stage } from './support/stage.js';
+import { findPostgresProgram, PSQL_IS_MISSING, titleOf } from './kit/programs.js';
+import { startPsqlCopy } from './kit/psql.js';
+import { Stage } from './kit/stage.js';
 
 const psql = await findPostgresProgram('psql');
 const missing = psql === undefined ? PSQL_IS_MISSING : undefined;

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, it } from 'vitest';
-import { PYTHON_IS_MISSING, titleOf } from './support/programs.js';
-import { findPython, startPsycopg2 } from './support/psycopg2.js';
-import { Stage } from './support/stage.js';
+import { PYTHON_IS_MISSING, titleOf } from './kit/programs.js';
+import { findPython, startPsycopg2 } from './kit/psycopg2.js';
+import { Stage } from './kit/stage.js';
 
 const python = await findPython();
 const missing = python === undefined ? PYTHON_IS_MISSING : undefined;

@@ -1,5 +1,5 @@
 import type { Client } from 'pg';
-import type { Harness } from '../support/harness.js';
+import type { Harness } from '../kit/harness.js';
 
 /**
  * Makes the server itself look at each acknowledgement, in the statement that makes it: the session of the

@@ -1,5 +1,5 @@
 import type { Client } from 'pg';
-import { waitFor, type Server } from '../support/servers/index.js';
+import { waitFor, type Server } from '../kit/servers/index.js';
 import type { ReportStep, Where } from './schedule.js';
 import { text, type Address } from './stage.js';
 

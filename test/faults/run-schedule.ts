@@ -1,6 +1,6 @@
 import type { Client } from 'pg';
-import { waitUntilNothingHeld } from '../support/faults/hold-sessions.js';
-import { waitFor } from '../support/servers/index.js';
+import { waitUntilNothingHeld } from '../kit/faults/hold-sessions.js';
+import { waitFor } from '../kit/servers/index.js';
 import { readChanges, takeRecorded } from './recorder.js';
 import { Reporter } from './reporter.js';
 import { describe, type Fault, type FaultKind, type Step } from './schedule.js';

@@ -1,4 +1,4 @@
-import type { ReportInput } from '../support/harness.js';
+import type { ReportInput } from '../kit/harness.js';
 import { Random } from './random.js';
 
 /**

@@ -1,8 +1,8 @@
-import type { ControllerProcess } from '../support/controller-process.js';
-import { FaultProxy } from '../support/faults/proxy.js';
-import { Harness } from '../support/harness.js';
-import { waitFor } from '../support/servers/index.js';
-import { primaryNodeId, waitUntilSynced } from '../support/standin/observe.js';
+import type { ControllerProcess } from '../kit/controller-process.js';
+import { FaultProxy } from '../kit/faults/proxy.js';
+import { Harness } from '../kit/harness.js';
+import { waitFor } from '../kit/servers/index.js';
+import { primaryNodeId, waitUntilSynced } from '../kit/standin/observe.js';
 import { installRecorder } from './recorder.js';
 
 export interface Address {

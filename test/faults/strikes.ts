@@ -1,7 +1,7 @@
 import type { Client } from 'pg';
-import type { FaultProxy } from '../support/faults/proxy.js';
-import type { Server } from '../support/servers/index.js';
-import { keysOfGroup } from '../support/standin/schema.js';
+import type { FaultProxy } from '../kit/faults/proxy.js';
+import type { Server } from '../kit/servers/index.js';
+import { keysOfGroup } from '../kit/standin/schema.js';
 import type { Fault, LinkFault, LockPlace, Purpose } from './schedule.js';
 import type { Stage } from './stage.js';
 

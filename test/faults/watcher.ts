@@ -1,5 +1,5 @@
 import type { Client } from 'pg';
-import type { Server } from '../support/servers/index.js';
+import type { Server } from '../kit/servers/index.js';
 
 /** How often it looks. */
 const EACH_MS = 40;

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { formatAddress, parseAddress, sameAddress } from '../../src/tasks/task.js';
+import { formatAddress, parseAddress, sameAddress } from '../../src/address.js';
 
 describe('addresses', () => {
   it.each([

@@ -1,6 +1,11 @@
 import { describe, expect, it } from 'vitest';
-import { flagOf, loadSettings, SETTINGS, unknownVariables } from '../../src/config.js';
-import { eachDatabase } from '../../src/each-database.js';
+import {
+  eachDatabase,
+  flagOf,
+  loadSettings,
+  SETTINGS,
+  unknownVariables,
+} from '../../src/config/settings.js';
 import { ConfigError } from '../../src/errors.js';
 
 describe('loadSettings', () => {

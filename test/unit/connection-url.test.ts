@@ -1,6 +1,6 @@
 import pg from 'pg';
 import { describe, expect, it } from 'vitest';
-import { loadSettings } from '../../src/config.js';
+import { loadSettings } from '../../src/config/settings.js';
 import { ConfigError } from '../../src/errors.js';
 import { eachServer, sessionConfig, type Connection } from '../../src/postgres/session.js';
 

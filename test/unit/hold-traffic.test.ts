@@ -41,36 +41,44 @@ const PAUSING: Pausing = {
   extend: () => undefined,
 };
 
+/** A place whose statements go to `query`, and a task that is about to be held there. */
+function scene(
+  query: () => Promise<unknown>,
+  onLost: (listener: () => void) => void,
+): { place: Workplace; work: Work; holds: Holds } {
+  const holds = new Holds(() => undefined);
+  const session = Object.create(Transaction.prototype, {
+    onLost: { value: onLost },
+    rollback: { value: () => Promise.resolve(true) },
+    destroy: { value: () => undefined },
+  }) as Transaction;
+  const place = {
+    db: { query } as unknown as Pool,
+    holds,
+    controller: 'c',
+    pause: 'writes',
+    signal: new AbortController().signal,
+    traffic: {
+      pause: () => Promise.resolve(PAUSING),
+      stop: () => Promise.resolve(),
+    },
+    otherDatabases: { follow: () => Promise.resolve(null) },
+    handler: () => ({
+      means: { strategies: ['shard-locks'], maySignal: true },
+      readNodes: () => Promise.resolve([NODE]),
+    }),
+    onHoldLost: (hold: Hold) => void holds.remove(hold),
+  } as unknown as Workplace;
+  const log = { info: () => undefined, debug: () => undefined };
+  const work = { task: TASK, session, hold: undefined, nodes: [NODE], log } as unknown as Work;
+  return { place, work, holds };
+}
+
 describe('a hold whose session is lost before it is acknowledged', () => {
   it('is not acknowledged', async () => {
-    const holds = new Holds(() => undefined);
     const acknowledged = vi.fn(() => Promise.resolve({ rows: [{ remaining_ms: 1_000 }] }));
-    const rollback = vi.fn(() => Promise.resolve(true));
-    const session = Object.create(Transaction.prototype, {
-      // It was lost between the last lock and now.
-      onLost: { value: (listener: () => void) => listener() },
-      rollback: { value: rollback },
-      destroy: { value: () => undefined },
-    }) as Transaction;
-    const place = {
-      db: { query: acknowledged } as unknown as Pool,
-      holds,
-      controller: 'c',
-      pause: 'writes',
-      signal: new AbortController().signal,
-      traffic: {
-        pause: () => Promise.resolve(PAUSING),
-        stop: () => Promise.resolve(),
-      },
-      otherDatabases: { follow: () => Promise.resolve(null) },
-      handler: () => ({
-        means: { strategies: ['shard-locks'], maySignal: true },
-        readNodes: () => Promise.resolve([NODE]),
-      }),
-      onHoldLost: (hold: Hold) => void holds.remove(hold),
-    } as unknown as Workplace;
-    const log = { info: () => undefined, debug: () => undefined };
-    const work = { task: TASK, session, hold: undefined, nodes: [NODE], log } as unknown as Work;
+    // It was lost between the last lock and now.
+    const { place, work, holds } = scene(acknowledged, (listener) => listener());
 
     const outcome = await holdTraffic(place, work, { kind: 'hold', node: NODE, target: null });
 

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Holds, type Hold } from '../../src/controller/holds.js';
-import { Signal } from '../../src/controller/signal.js';
+import { WakeUp } from '../../src/wait.js';
 import { Transaction } from '../../src/postgres/transaction.js';
 
 beforeEach(() => {
@@ -82,7 +82,7 @@ describe('Holds', () => {
 
 describe('Signal', () => {
   it('wakes who waits', async () => {
-    const signal = new Signal();
+    const signal = new WakeUp();
     const waiting = signal.wait(1_000);
     signal.raise();
     expect(await waiting).toBe('raised');
@@ -90,7 +90,7 @@ describe('Signal', () => {
   });
 
   it('is remembered until it is waited for, once, however often it was raised', async () => {
-    const signal = new Signal();
+    const signal = new WakeUp();
     signal.raise();
     signal.raise();
     expect(await signal.wait(1_000)).toBe('raised');
@@ -100,7 +100,7 @@ describe('Signal', () => {
   });
 
   it('is not lost when it is raised at the very end of a wait', async () => {
-    const signal = new Signal();
+    const signal = new WakeUp();
     const waiting = signal.wait(1_000);
     vi.advanceTimersByTime(1_000);
     signal.raise();

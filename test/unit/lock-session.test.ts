@@ -3,7 +3,7 @@ import { Condition } from '../../src/locks/condition.js';
 import type { Lock } from '../../src/locks/lock.js';
 import { LockSession, type LockOwner } from '../../src/locks/lock-session.js';
 import { Server } from '../../src/locks/server.js';
-import { Backend, failure } from '../support/faults/backend.js';
+import { Backend, failure } from '../kit/faults/backend.js';
 
 function lock(name: string): Lock {
   return {

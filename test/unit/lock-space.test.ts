@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { LockSpace } from '../../src/mpp/citus/pause/lock-space.js';
+import { LockSpace } from '../../src/mpp/citus/pause/node.js';
 
 describe('LockSpace', () => {
   it('tells each what all the others have claimed', () => {

@@ -1,9 +1,8 @@
 import pg from 'pg';
 import { pino } from 'pino';
 import { describe, expect, it } from 'vitest';
-import { componentLogger } from '../../src/observe/logger.js';
-import { OncePerChange } from '../../src/observe/once-per-change.js';
-import { remedyOf } from '../../src/observe/remedy.js';
+import { componentLogger, OncePerChange } from '../../src/logger.js';
+import { remedyOf } from '../../src/postgres/remedy.js';
 import { UnreachableError } from '../../src/errors.js';
 
 function capture(base: object | null = { pid: 1 }): { lines: string[]; logger: pino.Logger } {

@@ -14,7 +14,7 @@ describe('the page of promises', () => {
   });
 
   it.each(PROMISES)('names a test that is there: %s, %s', async (file, name) => {
-    const text = await readFile(join(packageRoot(), 'test', 'integration', file), 'utf8');
+    const text = await readFile(join(packageRoot(), 'test', 'cluster', file), 'utf8');
     expect(text).toContain(name);
   });
 });

@@ -4,8 +4,8 @@ import {
   addedSecondaries,
   describeMissing,
   withoutSecondaries,
-} from '../../src/controller/secondaries.js';
-import { B, C, D, node } from '../support/transition-cases.js';
+} from '../../src/controller/commit-change.js';
+import { B, C, D, node } from '../kit/transition-cases.js';
 
 const rows = [node(2, B)];
 const add: Step = { op: 'add', groupid: 1, role: 'secondary', node: C };

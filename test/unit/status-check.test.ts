@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { checkLine, findTrouble } from '../../src/commands/status-check.js';
+import { checkLine, findTrouble } from '../../src/commands/status.js';
 import type { ControllerStatus, HoldStatus, Status } from '../../src/commands/status-read.js';
 
 const ACTIVE = { state: 'active', host: 'c1' } as ControllerStatus;

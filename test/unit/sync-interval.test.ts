@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { describeInterval } from '../../src/mpp/citus/sync-interval.js';
+import { describeInterval } from '../../src/mpp/citus/gucs.js';
 
 describe('the interval at which Citus syncs other nodes again', () => {
   it.each([

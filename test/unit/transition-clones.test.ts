@@ -11,7 +11,7 @@ import {
   reason,
   report,
   standby,
-} from '../support/transition-cases.js';
+} from '../kit/transition-cases.js';
 
 const CLONE = { role: 'unavailable', cloneOf: 1 } as const;
 const clone = node(5, C, CLONE);

@@ -17,7 +17,7 @@ import {
   report,
   standby,
   type Case,
-} from '../support/transition-cases.js';
+} from '../kit/transition-cases.js';
 
 const update = (nodeid: number, to: Node['address']) => ({ op: 'update', nodeid, to });
 const SWAP = [update(1, { host: 'a-demoted', port: 1 }), update(2, A), update(1, B)];

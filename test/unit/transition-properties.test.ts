@@ -2,8 +2,8 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { HeldNode, Node, Transition } from '../../src/mpp/abstract.js';
 import { parkedAddress, planTransition, type Report } from '../../src/mpp/citus/transition.js';
-import { formatAddress, sameAddress, type Address } from '../../src/tasks/task.js';
-import { isPrimaryOf, NodeTable } from '../support/node-table.js';
+import { formatAddress, sameAddress, type Address } from '../../src/address.js';
+import { isPrimaryOf, NodeTable } from '../kit/node-table.js';
 
 const GROUP = 1;
 

@@ -17,7 +17,7 @@ import {
   report,
   standby,
   type Case,
-} from '../support/transition-cases.js';
+} from '../kit/transition-cases.js';
 
 const BEFORE_DEMOTE: readonly Case[] = [
   {

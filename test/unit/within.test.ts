@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { within } from '../../src/within.js';
+import { within } from '../../src/wait.js';
 
 describe('within', () => {
   beforeEach(() => void vi.useFakeTimers());

@@ -1,7 +1,7 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { findWords, refusedWords, testNames, type RefusedWord } from '../support/words.js';
+import { findWords, refusedWords, testNames, type RefusedWord } from '../kit/words.js';
 
 const ROOT = join(import.meta.dirname, '..', '..');
 

@@ -1,10 +1,11 @@
 import type { ClientBase } from 'pg';
-import { DatabaseStateError } from '../../errors.js';
+import { ConfigError, DatabaseStateError } from '../../errors.js';
+import type { Queryable } from '../../postgres/queryable.js';
 import type { Connection } from '../../postgres/session.js';
 import type { AbstractMPP, AbstractMPPHandler } from '../abstract.js';
+import type { MPPSettings, ReplicationSlot } from '../setup.js';
 import { bootstrap } from './bootstrap.js';
-import { changeBlockers, cancelStatement } from './change-blockers.js';
-import { validateConfig } from './config.js';
+import { cancelStatement, changeBlockers } from './change-blockers.js';
 import {
   COORDINATOR_ADDRESS,
   noCitus,
@@ -13,15 +14,13 @@ import {
   requireCatalog,
 } from './coordinator.js';
 import { applyGucs } from './gucs-apply.js';
-import { countDatabases, currentGucs, planGucs, readGucs } from './gucs.js';
+import { adviseSyncInterval, countDatabases, currentGucs, planGucs, readGucs } from './gucs.js';
 import { withMaintenance } from './maintenance.js';
 import { prepareAsking } from './node-check.js';
 import { applyStep, NODES_QUERY, readNodes } from './nodes.js';
-import { missingRights } from './rights.js';
-import { ignoreReplicationSlot } from './slots.js';
 import { STRATEGIES, type StrategyName } from './pause/strategies.js';
 import { CitusTraffic } from './pause/traffic.js';
-import { adviseSyncInterval } from './sync-interval.js';
+import { missingRights } from './rights.js';
 import { planTransition } from './transition.js';
 
 /** What the server offers to this role. */
@@ -35,7 +34,7 @@ interface Features {
   readonly maySignal: boolean;
 }
 
-export interface CitusOptions {
+interface CitusOptions {
   readonly strategy: StrategyName | 'auto';
   /** How the coordinator is reached, for a part that needs a session of its own. */
   readonly connection?: Connection | undefined;
@@ -180,3 +179,36 @@ async function sharesShards(session: ClientBase): Promise<boolean> {
 const SHARES_SHARDS = `
   SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_partition AS p WHERE p.repmodel = 't')
       OR EXISTS (SELECT FROM pg_catalog.pg_dist_placement AS p GROUP BY p.shardid HAVING count(*) > 1) AS shared`;
+
+/** The rule is in the SQL contract, so that a hook has the same answer without this program. */
+export async function ignoreReplicationSlot(
+  db: Queryable,
+  { name, type, database, plugin }: ReplicationSlot,
+): Promise<boolean> {
+  const { rows } = await db.query<{ ignored: boolean }>(IGNORE_SLOT, [
+    name,
+    type,
+    database,
+    plugin,
+  ]);
+  return rows[0]?.ignored ?? false;
+}
+
+const IGNORE_SLOT =
+  'SELECT @mpp.mpp_ignore_replication_slot($1::text, $2::text, $3::text, $4::text) AS ignored';
+
+/** Schemas that come and go with Citus: objects of this project there would prevent DROP EXTENSION. */
+const OWN_SCHEMAS: ReadonlySet<string> = new Set([
+  'citus',
+  'citus_internal',
+  'columnar',
+  'columnar_internal',
+]);
+
+/** @throws ConfigError when the control table would be put among the objects of Citus. */
+export function validateConfig({ schema }: MPPSettings): void {
+  if (!OWN_SCHEMAS.has(schema)) return;
+  throw new ConfigError(
+    `MPP_SCHEMA cannot be ${JSON.stringify(schema)}, which belongs to Citus; give another schema, such as public`,
+  );
+}

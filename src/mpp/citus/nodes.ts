@@ -1,6 +1,7 @@
 import type { ClientBase } from 'pg';
 import type { Queryable } from '../../postgres/queryable.js';
-import type { Address, Task } from '../../tasks/task.js';
+import type { Task } from '../../tasks/task.js';
+import type { Address } from '../../address.js';
 import type { Node, Step } from '../abstract.js';
 import { MAINTENANCE_READY, requireMaintenance } from './maintenance.js';
 import { callAsSuperuser } from './wrappers.js';

@@ -36,7 +36,7 @@ export async function missingRights(session: ClientBase): Promise<string[]> {
 }
 
 /** Pure. */
-export function describeLacks(lacks: Lacks): string[] {
+function describeLacks(lacks: Lacks): string[] {
   const { role, tables, owners, superowners, wrappers, functions } = lacks;
   const sentences: string[] = [];
   if (tables.length > 0) {

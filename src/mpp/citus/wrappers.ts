@@ -137,7 +137,7 @@ const IS_GOOD = `
   ) AS good`;
 
 /** Which of Citus's functions a call is about, and the wrapper for it. */
-export type Superusers = 'citus_add_node' | 'citus_remove_node' | 'citus_set_coordinator_host';
+type Superusers = 'citus_add_node' | 'citus_remove_node' | 'citus_set_coordinator_host';
 
 const WRAPPER_OF: Readonly<Record<Superusers, string>> = {
   citus_add_node: 'mpp_add_node',

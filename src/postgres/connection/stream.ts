@@ -4,7 +4,7 @@ import { connect as connectTls } from 'node:tls';
 import { ConfigError } from '../../errors.js';
 import type { TlsPolicy } from './tls.js';
 
-export interface ServerStreamOptions {
+interface ServerStreamOptions {
   readonly tls: TlsPolicy;
   /** The address to connect to, if the host is not to be resolved. */
   readonly hostaddr: string | undefined;

@@ -1,6 +1,7 @@
+import { isIP } from 'node:net';
 import type { ClientBase } from 'pg';
 import { DatabaseStateError } from '../../errors.js';
-import type { TargetSessionAttrs } from './hosts.js';
+import type { Parameters } from './parameters.js';
 
 interface State {
   readonly standby: boolean;
@@ -66,3 +67,73 @@ const IS_STANDBY = ['IN_RECOVERY', 'it is a standby'] as const;
 const STATE = `
   SELECT pg_catalog.pg_is_in_recovery() AS standby,
          pg_catalog.current_setting('transaction_read_only') = 'on' AS readonly`;
+
+/** One server that may be tried. */
+export interface ServerAddress {
+  /** A name, an address, or the folder of a Unix socket. */
+  readonly host: string;
+  readonly port: number;
+  /** The address to connect to, if `host` is not to be resolved. */
+  readonly hostaddr?: string;
+}
+
+/** What a server must be, in libpq's words. */
+export type TargetSessionAttrs = (typeof TARGETS)[number];
+
+const TARGETS = ['any', 'read-write', 'read-only', 'primary', 'standby', 'prefer-standby'] as const;
+
+const DEFAULT_PORT = 5432;
+
+/** The servers in the order in which they are tried. @throws ConfigError */
+export function readServers(parameters: Parameters): ServerAddress[] {
+  const hostaddrs = list(parameters.get('hostaddr'));
+  const hosts = list(parameters.get('host')) ?? hostaddrs ?? ['localhost'];
+  if (hostaddrs && hostaddrs.length !== hosts.length) {
+    throw parameters.wrong('hostaddr', 'give as many addresses as there are hosts');
+  }
+  const wrong = hostaddrs?.find((address) => address !== '' && isIP(address) === 0);
+  if (wrong !== undefined) throw parameters.wrong('hostaddr', 'give IP addresses');
+  const ports = readPorts(parameters, hosts.length);
+  return hosts.map((host, index) => {
+    const hostaddr = hostaddrs?.[index] ?? '';
+    return {
+      host: host || hostaddr || 'localhost',
+      port: ports[index] ?? DEFAULT_PORT,
+      ...(hostaddr !== '' && { hostaddr }),
+    };
+  });
+}
+
+/** With several hosts and nothing said the one that takes writes, unlike libpq: reports are writes. */
+export function readTarget(
+  parameters: Parameters,
+  servers: readonly ServerAddress[],
+): TargetSessionAttrs {
+  const given = parameters.choice('target_session_attrs', TARGETS);
+  return given ?? (servers.length > 1 ? 'read-write' : 'any');
+}
+
+/** `host:port` as people write it. */
+export function formatServer({ host, port }: ServerAddress): string {
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`;
+}
+
+function list(text: string | undefined): string[] | undefined {
+  return text?.split(',').map((part) => part.trim());
+}
+
+/** One for all, or one for each. */
+function readPorts(parameters: Parameters, count: number): number[] {
+  const ports = list(parameters.get('port')) ?? [''];
+  if (ports.length !== 1 && ports.length !== count) {
+    throw parameters.wrong('port', 'give one port, or as many as there are hosts');
+  }
+  const numbers = ports.map((text) => {
+    const port = text === '' ? DEFAULT_PORT : /^\d{1,5}$/.test(text) ? Number(text) : 0;
+    if (port < 1 || port > 65_535) throw parameters.wrong('port', 'give a number from 1 to 65535');
+    return port;
+  });
+  return numbers.length === 1
+    ? Array.from({ length: count }, () => numbers[0] ?? DEFAULT_PORT)
+    : numbers;
+}

@@ -6,7 +6,7 @@ import { ConfigError } from '../../errors.js';
 import { homeFile } from './home.js';
 import type { Parameters } from './parameters.js';
 
-export type SslMode = (typeof MODES)[number];
+type SslMode = (typeof MODES)[number];
 
 const MODES = ['disable', 'allow', 'prefer', 'require', 'verify-ca', 'verify-full'] as const;
 

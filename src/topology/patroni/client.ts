@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs';
 import { request as httpRequest, type RequestOptions } from 'node:http';
 import { request as httpsRequest } from 'node:https';
 import { ConfigError, UnreachableError } from '../../errors.js';
-import { linkSignals } from '../../linked-signal.js';
+import { linkSignals } from '../../wait.js';
 import { errorText } from '../../postgres/session.js';
 
 /** How Patroni's REST API is reached. */

@@ -1,7 +1,7 @@
 import type pg from 'pg';
 import { openSession, type Connection } from '../../postgres/session.js';
 import { sqlState } from '../../postgres/sqlstate.js';
-import { Loop } from '../loop.js';
+import { Loop } from '../../loop.js';
 import { classifyFailure, type Failure } from './failure.js';
 
 /** What a node said of itself. */
@@ -24,7 +24,7 @@ export interface Observation {
   readonly failure?: Failure;
 }
 
-export interface NodeProbeOptions {
+interface NodeProbeOptions {
   readonly connection: Connection;
   readonly intervalMs: number;
   readonly timeoutMs: number;

@@ -2,9 +2,9 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { packageRoot } from '../../../src/package-root.js';
-import { readAnswer } from '../../../src/topology/patroni/cluster.js';
+import { readAnswer } from '../../../src/topology/patroni/patroni.js';
 
-const FOLDER = join(packageRoot(), 'test', 'support', 'patroni', 'recorded');
+const FOLDER = join(packageRoot(), 'test', 'kit', 'patroni', 'recorded');
 
 function read(answer: unknown) {
   const { reports, complete } = readAnswer(answer, 1, 0);

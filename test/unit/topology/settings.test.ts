@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { loadSettings } from '../../../src/config.js';
+import { loadSettings } from '../../../src/config/settings.js';
 import { checkTopology } from '../../../src/topology/topology.js';
 
 function check(env: Readonly<Record<string, string>>): () => void {

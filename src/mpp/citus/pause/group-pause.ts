@@ -1,24 +1,23 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { DatabaseStateError, SessionLostError } from '../../../errors.js';
-import { linkSignals } from '../../../linked-signal.js';
 import {
+  type Blocker,
   BlockingSessions,
   describeBlocker,
   keyOf,
   nameSession,
-  type Blocker,
 } from '../../../locks/blocking-sessions.js';
-import { decide, stayOf, type AwaitedBlocker } from '../../../locks/decisions.js';
+import { type AwaitedBlocker, decide, stayOf } from '../../../locks/decisions.js';
 import { inTime } from '../../../locks/lock-session.js';
-import { waitersOf, type Vertex, type WaitGraph } from '../../../locks/wait-graph.js';
+import { type Vertex, waitersOf, type WaitGraph } from '../../../locks/wait-graph.js';
 import type { Watch } from '../../../locks/watch.js';
-import type { Logger } from '../../../observe/logger.js';
+import type { Logger } from '../../../logger.js';
 import { errorText } from '../../../postgres/session.js';
+import { linkSignals } from '../../../wait.js';
 import type { PauseRequest } from '../../abstract.js';
-import { NodePause, type GroupLocks, type HoldOrder, type NodeLock } from './node-pause.js';
+import { type GroupLocks, type HoldOrder, type NodeLock, NodePause } from './node-pause.js';
 import type { PauseNode } from './node.js';
 import { readShardMoves } from './shard-moves.js';
-import { untilSilent } from './silence.js';
 
 /** What another node may take beyond twice the cooldown before the hold goes on without it, in milliseconds. */
 const LATE_MS = 2_000;
@@ -30,12 +29,12 @@ const TERMINATE_AGAIN_MS = 100;
 const BETWEEN_TRIES_MS = 20;
 
 /** A node that is not the coordinator, and its nodeid. */
-export interface SideNode {
+interface SideNode {
   readonly nodeid: number;
   readonly node: PauseNode;
 }
 
-export interface GroupPauseOptions {
+interface GroupPauseOptions {
   readonly request: PauseRequest;
   readonly coordinator: PauseNode;
   readonly sides: readonly SideNode[];
@@ -412,4 +411,30 @@ async function rejectOn(signal: AbortSignal): Promise<never> {
     if (signal.aborted) interrupt();
     else signal.addEventListener('abort', interrupt, { once: true });
   });
+}
+
+/** How often a node is pinged, in milliseconds, once its part takes longer than that. */
+const PING_MS = 250;
+/** So many pings in a row may fail: a busy server may miss one. */
+const MOST_MISSED = 2;
+
+/** Resolves, with a sentence that says why, once a node counts as silent; never while it answers. */
+async function untilSilent(node: PauseNode, signal: AbortSignal): Promise<string> {
+  let why = '';
+  for (let missed = 0; missed < MOST_MISSED;) {
+    if (!(await slept(PING_MS, signal))) return new Promise(() => undefined);
+    try {
+      await node.ping();
+      missed = 0;
+    } catch (error) {
+      missed += 1;
+      why = `it has fallen silent: ${errorText(error)}`;
+    }
+  }
+  return why;
+}
+
+/** @returns false when it was woken by the signal. */
+async function slept(ms: number, signal: AbortSignal): Promise<boolean> {
+  return delay(ms, true, { signal }).catch(() => false);
 }

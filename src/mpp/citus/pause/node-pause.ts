@@ -7,9 +7,9 @@ import { QUEUES, type LockHolder } from '../../../locks/lock-table.js';
 import type { Vertex } from '../../../locks/wait-graph.js';
 import type { Transaction } from '../../../postgres/transaction.js';
 import type { Pause } from '../../../tasks/task.js';
-import { within } from '../../../within.js';
+import { within } from '../../../wait.js';
 import type { PauseNode } from './node.js';
-import { NodeTargets } from './node-targets.js';
+import { NodeTargets } from './targets-reader.js';
 import {
   isGone,
   listTables,
@@ -46,7 +46,7 @@ export interface GroupLocks {
   readonly coversShared: boolean;
 }
 
-export interface NodePauseOptions {
+interface NodePauseOptions {
   readonly node: PauseNode;
   readonly order: HoldOrder;
   readonly blocking: BlockingSessions;

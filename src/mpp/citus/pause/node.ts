@@ -4,11 +4,10 @@ import { Server } from '../../../locks/server.js';
 import type { Watch } from '../../../locks/watch.js';
 import { queryAgain } from '../../../postgres/again.js';
 import { createPool, fill, type PoolOptions } from '../../../postgres/pool.js';
-import type { Connection } from '../../../postgres/session.js';
 import type { Queryable } from '../../../postgres/queryable.js';
+import type { Connection } from '../../../postgres/session.js';
 import type { Transaction } from '../../../postgres/transaction.js';
-import type { Address } from '../../../tasks/task.js';
-import { LockSpace } from './lock-space.js';
+import type { Address } from '../../../address.js';
 import { TargetsReader } from './targets-reader.js';
 import { targetsQuery } from './targets.js';
 
@@ -182,3 +181,26 @@ const OWN_TRANSACTION_ID = `
       l.groupid, ${2 ** 52} + pg_backend_pid(), clock_timestamp())
     END
   FROM pg_catalog.pg_dist_local_group AS l`;
+
+/**
+ * How many locks of one server's lock table holds have or are about to take, so that many small ones that
+ * are opened together are not more than there is room for. Locks on tables are had in common: not counted.
+ */
+export class LockSpace {
+  readonly #claims = new Map<object, number>();
+
+  claim(holder: object, locks: number): void {
+    this.#claims.set(holder, locks);
+  }
+
+  release(holder: object): void {
+    this.#claims.delete(holder);
+  }
+
+  /** What all but this one have claimed. */
+  claimedBeside(holder: object): number {
+    let sum = 0;
+    for (const [other, locks] of this.#claims) if (other !== holder) sum += locks;
+    return sum;
+  }
+}

@@ -1,9 +1,9 @@
 import type { Watch } from '../../../locks/watch.js';
 import { nodeConnection } from '../../../postgres/node-connection.js';
 import type { Connection } from '../../../postgres/session.js';
-import { formatAddress } from '../../../tasks/task.js';
+import { formatAddress } from '../../../address.js';
 import type { TrafficOptions } from '../../abstract.js';
-import { PauseNode, type NodeSessions, type PrimaryRow, type PauseNodeOptions } from './node.js';
+import { type NodeSessions, PauseNode, type PauseNodeOptions, type PrimaryRow } from './node.js';
 
 /** How long it may take to reach a node, in milliseconds; it is left out of a hold then. */
 const CONNECT_MS = 2_000;
@@ -114,4 +114,31 @@ export class PauseNodes {
     this.#nodes.set(id, { node, seenAt: performance.now() });
     return node;
   }
+}
+
+/** So many nodes are connected to at the same time. */
+const AT_ONCE = 8;
+/** Of so many groups, counted for each node, the list of locks is kept: some 40 MB at the most. */
+const MOST_KNOWN = 1_024;
+
+/**
+ * Makes nodes ready for holds, until the signal.
+ *
+ * @param onFailure called for each that cannot be connected to
+ */
+export async function prewarmNodes(
+  nodes: readonly PauseNode[],
+  groupids: readonly number[],
+  onFailure: (node: PauseNode, error: unknown) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const next = nodes.values();
+  const known = nodes.length * groupids.length > MOST_KNOWN ? [] : groupids;
+  const work = async (): Promise<void> => {
+    for (const node of next) {
+      if (signal.aborted) return;
+      await node.prewarm(known).catch((error: unknown) => onFailure(node, error));
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, work));
 }

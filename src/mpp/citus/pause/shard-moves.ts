@@ -1,5 +1,5 @@
 import type { Queryable } from '../../../postgres/queryable.js';
-import { formatAddress, type Address } from '../../../tasks/task.js';
+import { formatAddress, type Address } from '../../../address.js';
 
 interface ShardMove {
   readonly pid: string;

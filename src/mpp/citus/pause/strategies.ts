@@ -1,6 +1,6 @@
 import pg, { type ClientBase } from 'pg';
 import { otherLock, type Lock } from '../../../locks/lock.js';
-import type { Address } from '../../../tasks/task.js';
+import type { Address } from '../../../address.js';
 import type { HeldNode, Node } from '../../abstract.js';
 import { applyStep } from '../nodes.js';
 import { parkedAddress, planTransition } from '../transition.js';
@@ -9,7 +9,7 @@ import { shardLocks, type Targets } from './targets.js';
 export type StrategyName = 'shard-locks' | 'pause-node' | 'demoted-row';
 
 /** What a strategy's locks are taken for. */
-export interface PauseScope {
+interface PauseScope {
   readonly node: Node;
   /** The group's rows. */
   readonly nodes: readonly Node[];

@@ -1,26 +1,26 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Pool } from 'pg';
 import { DatabaseStateError, SessionLostError } from '../../../errors.js';
-import { linkSignals } from '../../../linked-signal.js';
+import { type LockHolder, QUEUES } from '../../../locks/lock-table.js';
 import { Watch } from '../../../locks/watch.js';
-import { errorText } from '../../../postgres/session.js';
-import type { Logger } from '../../../observe/logger.js';
+import type { Logger } from '../../../logger.js';
+import { queryAgain } from '../../../postgres/again.js';
 import type { Queryable } from '../../../postgres/queryable.js';
+import { errorText } from '../../../postgres/session.js';
 import type { Outcome } from '../../../postgres/transaction.js';
+import { linkSignals, within } from '../../../wait.js';
 import type {
   LikelyPause,
-  Pausing,
   PauseRequest,
+  Pausing,
   Prefetch,
   TrafficControl,
   TrafficOptions,
 } from '../../abstract.js';
-import { within } from '../../../within.js';
 import { GroupPause } from './group-pause.js';
-import { readPrimaries, type PauseNode, type PrimaryRow } from './node.js';
-import { PauseNodes, type OtherNode } from './nodes.js';
-import { Prefetched } from './prefetch.js';
-import { prewarmNodes } from './prewarm.js';
-import { STRATEGIES, type PauseStrategy } from './strategies.js';
-import { waitUntilSynced } from './synced.js';
+import { type PauseNode, type PrimaryRow, readPrimaries } from './node.js';
+import { type OtherNode, PauseNodes, prewarmNodes } from './nodes.js';
+import { type PauseStrategy, STRATEGIES } from './strategies.js';
 
 /** How long a node that has not got the new row keeps its traffic waiting after the commit. */
 const SYNC_MOST_MS = 10_000;
@@ -274,3 +274,90 @@ async function primariesFor({
 function usableStrategies({ means }: PauseRequest): PauseStrategy[] {
   return STRATEGIES.filter(({ name }) => means.strategies.includes(name));
 }
+
+/** A transaction that is shared with a hold must not be bounded by less than the hold needs. */
+const LONGER_MS = 1_000;
+
+/** The sessions and reads of a hold that may come to be. */
+class Prefetched implements Prefetch {
+  /** Undefined when they could not be read. */
+  readonly primaries: Promise<readonly PrimaryRow[] | undefined>;
+  /** When they were asked for, by performance.now(). */
+  readonly readAt = performance.now();
+  #isOver = false;
+  readonly #holders: LockHolder[] = [];
+
+  /**
+   * @param read the primaries of all groups
+   * @param entriesOf the nodes where traffic of the group may have to wait
+   */
+  constructor(
+    likely: LikelyPause,
+    read: Promise<readonly PrimaryRow[]>,
+    entriesOf: (primaries: readonly PrimaryRow[]) => readonly PauseNode[],
+  ) {
+    this.primaries = read.then(
+      (primaries) => {
+        for (const node of entriesOf(primaries)) this.#prepare(node, likely);
+        return primaries;
+      },
+      () => undefined,
+    );
+  }
+
+  end(): void {
+    this.#isOver = true;
+    for (const holder of this.#holders.splice(0)) void holder.leave();
+  }
+
+  #prepare(node: PauseNode, { groupid, remainingMs }: LikelyPause): void {
+    if (this.#isOver) return;
+    // What fails here fails again where it is needed, and is reported there.
+    node.targets.known(groupid).targets.catch(() => undefined);
+    const holder = node.locks.join({
+      purpose: `pause of group ${groupid}`,
+      remainingMs: remainingMs + LONGER_MS,
+      onLost: () => undefined,
+      onFailure: () => undefined,
+    });
+    this.#holders.push(holder);
+    holder.open(QUEUES).catch(() => undefined);
+  }
+}
+
+/** Citus takes 50 to 230 ms; each look is a read of a few rows. */
+const LOOK_MS = 5;
+
+/**
+ * Waits until nodes have the metadata of the last commit.
+ *
+ * @param looks sessions with the coordinator
+ * @param nodeids undefined: all that have metadata
+ * @param mostMs how long to wait
+ * @returns the nodes that have not got it by then
+ */
+export async function waitUntilSynced(
+  looks: Pool,
+  nodeids: readonly number[] | undefined,
+  mostMs: number,
+  signal: AbortSignal,
+): Promise<number[]> {
+  const until = performance.now() + mostMs;
+  for (;;) {
+    const { rows } = await queryAgain<{ nodeid: number }>(looks, {
+      name: 'mpp-unsynced',
+      text: UNSYNCED,
+      values: [nodeids ?? null],
+    });
+    if (rows.length === 0 || signal.aborted || performance.now() >= until) {
+      return rows.map(({ nodeid }) => nodeid);
+    }
+    await delay(LOOK_MS, undefined, { signal }).catch(() => undefined);
+  }
+}
+
+const UNSYNCED = `
+  SELECT n.nodeid
+  FROM pg_catalog.pg_dist_node AS n
+  WHERE n.hasmetadata AND n.isactive AND NOT n.metadatasynced
+    AND ($1::integer[] IS NULL OR n.nodeid = ANY ($1::integer[]))`;
