@@ -53,10 +53,15 @@ export async function holdTraffic(
   if (!isHeld()) return { mustInspect: true, again: growingDelay(task.attempt) };
   const { nodeid } = transition.node;
   let remaining: number | undefined;
-  await persistRows(db, [attempt], async () => {
-    remaining = await markHolding(db, attempt, nodeid, reason);
-    return remaining === undefined ? 0 : 1;
-  });
+  await persistRows(
+    db,
+    [attempt],
+    async () => {
+      remaining = await markHolding(db, attempt, nodeid, reason);
+      return remaining === undefined ? 0 : 1;
+    },
+    isHeld,
+  );
   if (remaining === undefined) {
     // Released by an operator or taken over while the locks were waited for, or its row is locked.
     if (!work.hold && holds.remove(hold)) await session.rollback();

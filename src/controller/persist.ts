@@ -11,13 +11,18 @@ const LOCKED_AGAIN_MS = 20;
 /**
  * Runs a statement that records something, again when its session was lost: the pool has another, and
  * a hold should not end because a neighbour's session did. Only for statements that may run twice.
+ *
+ * @param isWanted false once what is to be recorded is not so any more: then it is not run again
  */
-export async function persist<T>(statement: () => Promise<T>): Promise<T> {
+export async function persist<T>(
+  statement: () => Promise<T>,
+  isWanted: () => boolean = () => true,
+): Promise<T> {
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await statement();
     } catch (error) {
-      if (attempt >= TRIES || !isSessionLost(error)) throw error;
+      if (attempt >= TRIES || !isSessionLost(error) || !isWanted()) throw error;
     }
   }
 }
@@ -27,6 +32,7 @@ export async function persist<T>(statement: () => Promise<T>): Promise<T> {
  * locked, for a second at most.
  *
  * @param statement returns how many rows it changed; those that it changed before it passes over
+ * @param isWanted false once what is to be recorded is not so any more: then it is not run again
  * @returns false when some were not changed: they are no longer this controller's, or still locked. The
  *   tasks stay as they are, and `takeBack` sees to them.
  */
@@ -34,12 +40,14 @@ export async function persistRows(
   db: Queryable,
   attempts: readonly Attempt[],
   statement: () => Promise<number>,
+  isWanted: () => boolean = () => true,
 ): Promise<boolean> {
   const until = performance.now() + LOCKED_MOST_MS;
   let changed = 0;
   for (;;) {
-    changed += await persist(statement);
+    changed += await persist(statement, isWanted);
     if (changed >= attempts.length) return true;
+    if (!isWanted()) return false;
     if (performance.now() >= until || (await persist(() => countMine(db, attempts))) === 0)
       return false;
     await sleep(LOCKED_AGAIN_MS);

@@ -1,14 +1,14 @@
 import type { Queryable } from '../postgres/queryable.js';
 
 /** What a sweep changed. */
-export interface Swept {
+interface Swept {
   readonly id: string;
   readonly groupid: number;
   readonly status: string;
 }
 
 /** The groups of this controller. */
-export interface SweepScope {
+interface SweepScope {
   /** Groups that a task is running for. */
   readonly busy: readonly number[];
   /** Groups that are held. */
@@ -91,7 +91,8 @@ const TAKE_BACK = `
       AND g.groupid <> ALL ($2::integer[])
     FOR UPDATE SKIP LOCKED
   ), lost AS MATERIALIZED (
-    SELECT t.id
+    -- As the row is once it is locked: the controller that had the task may have written it meanwhile.
+    SELECT t.id, t.event, t.deadline, coalesce(t.deadline, t.created_at + t.timeout) AS due
     FROM @mpp.mpp_tasks AS t
     WHERE t.status IN ('claimed', 'holding')
       AND (t.groupid IN (SELECT f.groupid FROM free AS f UNION ALL SELECT m.groupid FROM missing AS m)
@@ -112,13 +113,11 @@ const TAKE_BACK = `
         ELSE 'taken up again after its controller was lost'
       END
   FROM lost
-  JOIN @mpp.mpp_tasks AS o ON o.id = lost.id
   CROSS JOIN LATERAL (
     SELECT CASE
-        WHEN o.event <> 'after_promote' AND o.deadline <= clock_timestamp() THEN 'rolled_back'
-        WHEN o.event <> 'after_promote'
-          AND coalesce(o.deadline, o.created_at + o.timeout) <= clock_timestamp() THEN 'expired'
-        ELSE 'pending'
+        WHEN lost.event = 'after_promote' OR lost.due > clock_timestamp() THEN 'pending'
+        WHEN lost.deadline IS NULL THEN 'expired'
+        ELSE 'rolled_back'
       END AS status
   ) AS end_of
   WHERE t.id = lost.id

@@ -2,7 +2,9 @@ import type pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import { claimTask } from '../../src/tasks/claim.js';
 import { addFollowUp, completeTasks, markHolding, requeueTasks } from '../../src/tasks/finish.js';
+import { takeBack } from '../../src/tasks/sweep.js';
 import { ContractServer, FINE, SCHEMAS, type ContractDatabase } from '../kit/contract.js';
+import { waitFor } from '../kit/servers/index.js';
 
 const CLIENT_REPORTS = ['before_demote', 'before_promote'] as const;
 
@@ -201,4 +203,37 @@ describe.each(SCHEMAS)('the queue, in schema $schema', ({ schema, database }) =>
       });
     },
   );
+
+  it('ends a task of a lost controller by what its row says once that is locked', async () => {
+    const [held, other] = [
+      await contract.report({ ...FINE, groupid: 1, timeout: '1 ms' }),
+      await contract.report({ ...FINE, groupid: 2 }),
+    ];
+    await db.query("UPDATE mpp_tasks SET status = 'claimed', claimed_by = 'gone', attempt = 1");
+    await db.query('DELETE FROM mpp_groups');
+    await db.query('INSERT INTO mpp_groups VALUES (1)');
+    // The sweep has begun, and waits for the row of group 2, which it needs as well.
+    const blocker = await contract.session();
+    await blocker.query('BEGIN; INSERT INTO mpp_groups VALUES (2)');
+    const sweeper = await contract.session();
+    const { rows } = await sweeper.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+    const sweep = takeBack(sweeper, { busy: [], held: [] });
+    await waitFor('the sweep to wait', async () => {
+      const { rowCount } = await db.query('SELECT FROM pg_locks WHERE NOT granted AND pid = $1', [
+        rows[0]?.pid,
+      ]);
+      return rowCount === 1;
+    });
+
+    await db.query(
+      "UPDATE mpp_tasks SET status = 'holding', held_at = now(), deadline = now() WHERE id = $1",
+      [held],
+    );
+    await blocker.query('ROLLBACK');
+
+    expect((await sweep).map(({ id, status }) => [id, status])).toEqual([
+      [held, 'rolled_back'],
+      [other, 'pending'],
+    ]);
+  });
 });

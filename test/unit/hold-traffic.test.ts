@@ -3,6 +3,7 @@ import { describe, expect, it, vi } from 'vitest';
 import { holdTraffic } from '../../src/controller/hold-traffic.js';
 import { Holds, type Hold } from '../../src/controller/holds.js';
 import type { Work, Workplace } from '../../src/controller/work.js';
+import { SessionLostError } from '../../src/errors.js';
 import type { Node, Pausing } from '../../src/mpp/abstract.js';
 import { Transaction } from '../../src/postgres/transaction.js';
 import type { Task } from '../../src/tasks/task.js';
@@ -85,5 +86,20 @@ describe('a hold whose session is lost before it is acknowledged', () => {
     expect(acknowledged).not.toHaveBeenCalled();
     expect(holds.all()).toEqual([]);
     expect(outcome).toMatchObject({ mustInspect: true });
+  });
+
+  it('is not acknowledged by a second try of the statement that does it', async () => {
+    let lose: () => void = () => undefined;
+    // The server has ended all sessions at once, as it does while a machine is suspended.
+    const query = vi.fn(() => {
+      lose();
+      return Promise.reject(new SessionLostError('the queue session was lost'));
+    });
+    const { place, work } = scene(query, (listener) => (lose = listener));
+
+    const held = holdTraffic(place, work, { kind: 'hold', node: NODE, target: null });
+
+    await expect(held).rejects.toThrow('the queue session was lost');
+    expect(query).toHaveBeenCalledTimes(1);
   });
 });
