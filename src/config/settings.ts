@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { connectionFromUrl } from './database-url.js';
+import { connectionFromUrl } from '../postgres/connection/database-url.js';
 import { ConfigError } from '../errors.js';
 import { LOG_LEVELS } from '../logger.js';
 import {
@@ -8,7 +8,7 @@ import {
   nodeInDatabase,
 } from '../postgres/node-connection.js';
 import type { Connection } from '../postgres/session.js';
-import { isEndpoints, parseEndpoints } from '../topology/patroni/endpoints.js';
+import { isEndpoints, parseEndpoints } from './endpoints.js';
 import { choice, duration, host, isSchemaName, optional } from './forms.js';
 
 /** One setting: an environment variable and the flag of the same name. */

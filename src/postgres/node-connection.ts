@@ -1,4 +1,4 @@
-import { connectionFromUrl } from '../config/database-url.js';
+import { connectionFromUrl } from './connection/database-url.js';
 import type { Address } from '../address.js';
 import type { Connection } from './session.js';
 

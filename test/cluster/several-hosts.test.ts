@@ -1,6 +1,6 @@
 import { createServer, type AddressInfo, type Server as Listening } from 'node:net';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
-import { connectionFromUrl } from '../../src/config/database-url.js';
+import { connectionFromUrl } from '../../src/postgres/connection/database-url.js';
 import { UnreachableError } from '../../src/errors.js';
 import { applyMigrations } from '../../src/postgres/migrate.js';
 import { openSession } from '../../src/postgres/session.js';

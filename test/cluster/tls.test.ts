@@ -2,7 +2,7 @@ import { chmod, copyFile, mkdir, mkdtemp, rename, rm, writeFile } from 'node:fs/
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
-import { connectionFromUrl } from '../../src/config/database-url.js';
+import { connectionFromUrl } from '../../src/postgres/connection/database-url.js';
 import { ConfigError } from '../../src/errors.js';
 import { createPool } from '../../src/postgres/pool.js';
 import { openSession } from '../../src/postgres/session.js';

@@ -5,7 +5,7 @@ import { errorText } from '../../postgres/session.js';
 import { type MemberReport, MemberWriter, removeUnlisted } from '../members.js';
 import type { SourceContext, TopologySource } from '../source.js';
 import { type Access, getJson } from './client.js';
-import type { GroupEndpoints } from './endpoints.js';
+import type { GroupEndpoints } from '../../config/endpoints.js';
 
 interface PatroniOptions extends SourceContext {
   readonly groups: readonly GroupEndpoints[];

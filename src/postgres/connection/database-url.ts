@@ -1,10 +1,10 @@
 import { userInfo } from 'node:os';
-import { ConfigError } from '../errors.js';
-import { readServers, readTarget } from '../postgres/connection/target.js';
-import { readParameters, type Parameters } from '../postgres/connection/parameters.js';
-import { defaultPasswordFile } from '../postgres/connection/password.js';
-import { readTls } from '../postgres/connection/tls.js';
-import type { Connection } from '../postgres/session.js';
+import { ConfigError } from '../../errors.js';
+import { readServers, readTarget } from './target.js';
+import { readParameters, type Parameters } from './parameters.js';
+import { defaultPasswordFile } from './password.js';
+import { readTls } from './tls.js';
+import type { Connection } from '../session.js';
 
 /**
  * Reads where the database is and as whom to log in: from a URL, and for what it leaves out from the PG*
