@@ -5,30 +5,6 @@
 export { loadSettings, type Settings } from './config/settings.js';
 export { createController, type Controller } from './controller/controller.js';
 export { ConfigError, DatabaseStateError, MppError, UnreachableError } from './errors.js';
-export type {
-  AbstractMPP,
-  AbstractMPPHandler,
-  HeldNode,
-  Node,
-  PauseMeans,
-  PauseRequest,
-  Pausing,
-  Step,
-  TrafficControl,
-  TrafficOptions,
-  Transition,
-} from './mpp/abstract.js';
-export { createMPP } from './mpp/index.js';
-export type {
-  BootstrapOptions,
-  GucChange,
-  GucPlan,
-  MPPSettings,
-  ReplicationSlot,
-  StepReport,
-} from './mpp/setup.js';
 export { createLogger, type Logger, type LogLevel } from './logger.js';
 export { applyMigrations, checkMigrated, type MigrateOptions } from './postgres/migrate.js';
 export type { Connection } from './postgres/session.js';
-export type { Address } from './address.js';
-export type { Pause, Task, TaskEvent } from './tasks/task.js';

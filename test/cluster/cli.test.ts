@@ -103,7 +103,7 @@ describe('migrate', () => {
   it('applies what is missing, then nothing', async () => {
     const first = await cli('migrate');
     expect(first).toMatchObject({ exitCode: 0, stderr: '' });
-    expect(first.stdout).toMatch(/^applied tasks\n(applied .+\n)+schema public is up to date\n$/);
+    expect(first.stdout).toMatch(/^applied access\n(applied .+\n)+schema public is up to date\n$/);
     const second = await cli('migrate');
     expect(second).toMatchObject({
       exitCode: 0,

@@ -123,12 +123,30 @@ describe('the tarball', () => {
     await writeFile(script, "console.log(Object.keys(await import('mpp-controller')).join(' '));");
     const { exitCode, stdout, stderr } = await runCli([script], {}, [process.execPath]);
     expect({ exitCode, stderr }).toEqual({ exitCode: 0, stderr: '' });
-    expect(stdout.trim().split(' ')).toEqual(
-      expect.arrayContaining(['createController', 'loadSettings', 'applyMigrations', 'MppError']),
-    );
-    expect(await readdir(join(installed, 'dist'))).toContain('index.d.ts');
+    expect(stdout.trim().split(' ').sort()).toEqual([
+      ...['ConfigError', 'DatabaseStateError', 'MppError', 'UnreachableError', 'applyMigrations'],
+      ...['checkMigrated', 'createController', 'createLogger', 'loadSettings'],
+    ]);
+  });
+
+  it('has types that the example of the page on the library agrees with', async () => {
+    const example = join(home, 'example.mts');
+    await writeFile(example, await libraryExample());
+    const modules = join(packageRoot(), 'node_modules');
+    const [tsc, types] = [join(modules, 'typescript', 'bin', 'tsc'), join(modules, '@types')];
+    const options = ['--noEmit', '--strict', '--skipLibCheck', '--target', 'es2022'];
+    const found = ['--module', 'nodenext', '--types', 'node', '--typeRoots', types];
+    await run(process.execPath, [tsc, ...options, ...found, example]);
   });
 });
+
+/** The program of docs/library.md, which is JavaScript as well. */
+async function libraryExample(): Promise<string> {
+  const page = await readFile(join(packageRoot(), 'docs', 'library.md'), 'utf8');
+  const [, program] = /```ts\n(.*?)```/s.exec(page) ?? [];
+  if (program === undefined) throw new Error('docs/library.md has no example');
+  return program;
+}
 
 describe('the installed command', () => {
   it('runs by its own name, and tells version and help', async () => {
@@ -175,6 +193,26 @@ describe('the installed command', () => {
       const status = await command('status');
       expect(status).toMatchObject({ exitCode: 0, stderr: '' });
       expect(status.stdout).toContain('active');
+      expect(await controller.end('SIGTERM')).toBe(0);
+      expect(controller.stderr).toBe('');
+    } finally {
+      await controller.end('SIGKILL');
+    }
+  });
+});
+
+describe('the installed library', () => {
+  it('runs the example of its page until SIGTERM', async () => {
+    const example = join(home, 'example.mjs');
+    await writeFile(example, await libraryExample());
+    const { coordinator, testBed } = cluster;
+    const { reaper } = testBed;
+    const controller = ControllerProcess.start({
+      ...{ coordinator, reaper },
+      program: [process.execPath, example],
+    });
+    try {
+      await controller.active();
       expect(await controller.end('SIGTERM')).toBe(0);
       expect(controller.stderr).toBe('');
     } finally {
