@@ -51,6 +51,12 @@ export default defineConfig(
     files: [`src/${layer}/**`],
     rules: onlyBelow([...LAYERS.slice(index + 1), ...(APART.get(layer) ?? [])]),
   })),
+  {
+    files: ['src/**'],
+    rules: {
+      'max-lines-per-function': ['error', { max: 40, skipBlankLines: true, skipComments: true }],
+    },
+  },
   { files: ['src/*.ts'], ignores: ['src/index.ts', 'src/cli.ts'], rules: onlyBelow(LAYERS) },
 );
 

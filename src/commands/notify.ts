@@ -15,7 +15,29 @@ const REPORT_MS = 10_000;
 const LEAST_REPORT_MS = 1_000;
 
 export function notifyCommand(io: Io): Command {
-  const command = new Command('notify')
+  const command = addFlags(new Command('notify')).addHelpText('after', `\n${EXIT_CODES}`);
+  return addSettings(command, USES).action(async (event: string) => {
+    const settings = readSettings(io, command, USES);
+    const flags = command.opts<Flags>();
+    const report = reportOf(event, flags);
+    const waitMs = waitOf(report, flags);
+    const isHook = flags.hook === true;
+    const outcome = submitAndWait(settings, report, waitMs);
+    const answer = await (isHook ? bounded(reportMs(waitMs) + HOOK_GRACE_MS, outcome) : outcome);
+    const { id, status, reason } = answer;
+    if (waitMs === null || isAccepted(answer)) {
+      io.print(`task ${id}: ${status}${isHook && reason !== null ? `: ${reason}` : ''}`);
+      if (!isHook && reason !== null) io.print(reason);
+      return;
+    }
+    // A hook says it in one line.
+    if (!isHook) io.print(`task ${id}: ${status}`);
+    throw refusal(answer, isHook);
+  });
+}
+
+function addFlags(command: Command): Command {
+  return command
     .description(
       "report a change of a worker group: a row for mpp_tasks, from an HA manager's hook",
     )
@@ -49,26 +71,7 @@ export function notifyCommand(io: Io): Command {
       '--hook',
       'for a hook whose exit code decides something, such as pre_promote of Patroni: always ends with 0, ' +
         `and --wait alone waits ${formatDuration(HOOK_WAIT_MS)} at most`,
-    )
-    .addHelpText('after', `\n${EXIT_CODES}`);
-  return addSettings(command, USES).action(async (event: string) => {
-    const settings = readSettings(io, command, USES);
-    const flags = command.opts<Flags>();
-    const report = reportOf(event, flags);
-    const waitMs = waitOf(report, flags);
-    const isHook = flags.hook === true;
-    const outcome = submitAndWait(settings, report, waitMs);
-    const answer = await (isHook ? bounded(reportMs(waitMs) + HOOK_GRACE_MS, outcome) : outcome);
-    const { id, status, reason } = answer;
-    if (waitMs === null || isAccepted(answer)) {
-      io.print(`task ${id}: ${status}${isHook && reason !== null ? `: ${reason}` : ''}`);
-      if (!isHook && reason !== null) io.print(reason);
-      return;
-    }
-    // A hook says it in one line.
-    if (!isHook) io.print(`task ${id}: ${status}`);
-    throw refusal(answer, isHook);
-  });
+    );
 }
 
 /** How long the report itself may take. */

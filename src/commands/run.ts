@@ -3,8 +3,8 @@ import { constants } from 'node:os';
 import { Command } from 'commander';
 import type { DestinationStream } from 'pino';
 import { unknownVariables } from '../config/settings.js';
-import { createController } from '../controller/controller.js';
-import { createLogger } from '../logger.js';
+import { createController, type Controller } from '../controller/controller.js';
+import { createLogger, type Logger } from '../logger.js';
 import { CommandError, EXIT } from './exit.js';
 import { isClosed } from './output.js';
 import { addSettings, type Io, readSettings } from './settings.js';
@@ -55,34 +55,42 @@ export function runCommand(io: Io): Command {
     for (const name of unknownVariables(io.env)) {
       logger.warn({ variable: name }, 'unknown setting: is its name misspelt? see --help');
     }
-    const controller = createController({ settings, logger });
-    // What goes wrong in it rejects `finished`.
-    const stop = (): void => void controller.stop().catch(() => undefined);
-    if (closed.signal.aborted) stop();
-    else closed.signal.addEventListener('abort', stop);
-    let asked = false;
-    const onSignal = (signal: NodeJS.Signals): void => {
-      if (asked) process.exit(128 + constants.signals[signal]);
-      asked = true;
-      logger.info({ signal }, 'stopping; a second signal ends at once');
-      stop();
-      setTimeout(() => {
-        logger.error('PostgreSQL does not answer; ended without writing down what was rolled back');
-        process.exit(EXIT.failure);
-      }, STOP_MS).unref();
-    };
-    process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
-    try {
-      await controller.start();
-      await controller.finished;
-    } finally {
-      await controller.stop();
-      process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
-    }
+    await runUntilSignal(createController({ settings, logger }), closed.signal, logger);
     if (closed.signal.aborted) {
       throw new CommandError(EXIT.failure, 'stopped: the reader of the log has gone');
     }
   });
+}
+
+/** @param closed stops it, as a signal to the process does */
+async function runUntilSignal(
+  controller: Controller,
+  closed: AbortSignal,
+  logger: Logger,
+): Promise<void> {
+  // What goes wrong in it rejects `finished`.
+  const stop = (): void => void controller.stop().catch(() => undefined);
+  if (closed.aborted) stop();
+  else closed.addEventListener('abort', stop);
+  let asked = false;
+  const onSignal = (signal: NodeJS.Signals): void => {
+    if (asked) process.exit(128 + constants.signals[signal]);
+    asked = true;
+    logger.info({ signal }, 'stopping; a second signal ends at once');
+    stop();
+    setTimeout(() => {
+      logger.error('PostgreSQL does not answer; ended without writing down what was rolled back');
+      process.exit(EXIT.failure);
+    }, STOP_MS).unref();
+  };
+  process.on('SIGTERM', onSignal).on('SIGINT', onSignal);
+  try {
+    await controller.start();
+    await controller.finished;
+  } finally {
+    await controller.stop();
+    process.off('SIGTERM', onSignal).off('SIGINT', onSignal);
+  }
 }
 
 interface LogOutputOptions {

@@ -37,6 +37,8 @@ interface ActiveControllerOptions {
 const FINISH_LOOK_MS = 100;
 const OTHER_DATABASES_MS = 2_000;
 const GONE_MS = 1_000;
+const OTHER_SERVER =
+  'the connection address now reaches a different server; giving up the leadership and connecting again';
 /** So long the end waits for a heartbeat that is under way. */
 const LAST_BEAT_MS = 2_000;
 
@@ -118,9 +120,7 @@ export class ActiveController {
       if (signal.aborted) return;
       replaced.throwIfAborted();
       if (this.#otherServer.signal.aborted) {
-        this.#logger.warn(
-          'the connection address now reaches a different server; giving up the leadership and connecting again',
-        );
+        this.#logger.warn(OTHER_SERVER);
         return;
       }
       if (this.#ending && taskLoop.isIdle) throw this.#ending;
@@ -130,20 +130,10 @@ export class ActiveController {
           this.#ask(() => this.#beat()),
         );
       } catch (error) {
-        if (error instanceof LeadershipLostError) {
-          this.#logger.warn(`the leadership is lost: ${error.message}; holds are rolled back`);
-          return;
-        }
-        if (this.#finishFirst(error)) continue;
-        // What it says of the database is true of any session.
-        if (error instanceof DatabaseStateError) throw error;
-        if (!this.#control.ended.aborted && !isSessionLost(error)) {
-          this.#warnOfPresence(errorText(error));
-          continue;
-        }
-        if (!(await this.#replaceControl(error))) return;
-        next = AbortSignal.any([...ended, this.#control.ended]);
-        isNew = true;
+        const follows = await this.#afterFailure(error);
+        if (follows === 'end') return;
+        isNew = follows === 'new session';
+        if (isNew) next = AbortSignal.any([...ended, this.#control.ended]);
         continue;
       }
       const { client } = this.#control;
@@ -155,6 +145,26 @@ export class ActiveController {
       this.#prune();
       void this.#prewarm();
     }
+  }
+
+  /**
+   * What follows a heartbeat that failed.
+   *
+   * @throws the error when it says that this controller must not go on
+   */
+  async #afterFailure(error: unknown): Promise<'end' | 'go on' | 'new session'> {
+    if (error instanceof LeadershipLostError) {
+      this.#logger.warn(`the leadership is lost: ${error.message}; holds are rolled back`);
+      return 'end';
+    }
+    if (this.#finishFirst(error)) return 'go on';
+    // What it says of the database is true of any session.
+    if (error instanceof DatabaseStateError) throw error;
+    if (!this.#control.ended.aborted && !isSessionLost(error)) {
+      this.#warnOfPresence(errorText(error));
+      return 'go on';
+    }
+    return (await this.#replaceControl(error)) ? 'new session' : 'end';
   }
 
   /**

@@ -35,6 +35,9 @@ const BUSY_MS = 100;
 /** A server that does not answer a trivial statement for so long is taken for gone when it is to be left. */
 const SILENT_MS = 1_500;
 
+/** No statement on the queue takes longer, nor waits longer for a lock. */
+const QUEUE = { purpose: 'queue', statementTimeoutMs: 10_000, lockTimeoutMs: 1_000 };
+
 /** All that runs while a controller leads, beside its control session, and its sessions. */
 export class ActiveParts {
   readonly db: pg.Pool;
@@ -55,19 +58,11 @@ export class ActiveParts {
     const { connection, schema } = settings;
     this.#logger = componentLogger(logger, 'controller');
     const common = { identity, onOtherServer, schema, severed: this.#severed.signal };
-    const pool = {
-      ...common,
-      gate: this.gate,
-      onIdleError: (error: Error): void => {
-        this.#logger.warn({ err: error }, 'an idle session was lost');
-      },
+    const onIdleError = (error: Error): void => {
+      this.#logger.warn({ err: error }, 'an idle session was lost');
     };
-    const queue = {
-      purpose: 'queue',
-      max: most.queue,
-      statementTimeoutMs: 10_000,
-      lockTimeoutMs: 1_000,
-    };
+    const pool = { ...common, gate: this.gate, onIdleError };
+    const queue = { ...QUEUE, max: most.queue };
     const group = { purpose: 'group', max: most.groups, min: most.kept.groups, busyMs: BUSY_MS };
     this.db = createPool(connection, { ...pool, ...queue });
     this.sessions = createPool(connection, { ...pool, ...group });
@@ -82,8 +77,7 @@ export class ActiveParts {
       logger: componentLogger(logger, 'databases'),
     });
     const { traffic, otherDatabases } = this;
-    const verification = this.#createVerification(options);
-    this.#verification = verification;
+    const verification = (this.#verification = this.#createVerification(options));
     this.taskLoop = new TaskLoop({
       ...settings,
       ...{ db, sessions, mpp, traffic, otherDatabases, controller, verification },

@@ -22,36 +22,54 @@ export async function holdTraffic(
   work: Work,
   transition: HoldTransition,
 ): Promise<Outcome> {
-  const { holds, db, controller } = place;
-  const { task, session } = work;
-  const hold = work.hold ?? newHold(place, work, transition.node);
+  const { node } = transition;
+  const hold = work.hold ?? newHold(place, work, node);
   let reason: string | null = null;
   if (!work.hold) {
-    reason = await pause(place, work, hold, transition.node);
+    reason = await pause(place, work, hold, node);
     if (!(await rowsUnchanged(place, work))) return putBack(place, work, ROWS_CHANGED);
-    holds.add(hold);
-    session.onLost(() => place.onHoldLost(hold));
+    place.holds.add(hold);
+    work.session.onLost(() => place.onHoldLost(hold));
   } else {
-    reason = await pauseMore(place, work, hold, transition.node);
+    reason = await pauseMore(place, work, hold, node);
   }
   if (transition.target) await retarget(work, hold, transition.target);
+  if (hold.pause !== 'none') reason = await waitElsewhere(place, work, hold, reason);
+  return acknowledge(place, work, hold, { nodeid: node.nodeid, reason });
+}
+
+/**
+ * Waits until the group's traffic waits in the other databases, and lost locks are there again.
+ *
+ * @returns a sentence when less waits than was asked for
+ */
+async function waitElsewhere(
+  place: Workplace,
+  { task, hold: before }: Work,
+  hold: Hold,
+  reason: string | null,
+): Promise<string | null> {
+  const attempt = attemptOf(place.controller, task);
+  const isHeld = (): boolean => place.holds.get(task.groupid) === hold;
+  const report = { ...task, ...attempt, isHeld };
+  const elsewhere = await place.otherDatabases.follow(report, place.signal);
+  await hold.pausing?.whole();
+  const here = before ? reason : (hold.pausing?.reason ?? reason);
+  return [here, elsewhere].filter((one) => one !== null).join('; ') || null;
+}
+
+async function acknowledge(
+  place: Workplace,
+  work: Work,
+  hold: Hold,
+  { nodeid, reason }: { readonly nodeid: number; readonly reason: string | null },
+): Promise<Outcome> {
+  const { holds, db, controller } = place;
+  const { task, session } = work;
   const attempt = attemptOf(controller, task);
   const isHeld = (): boolean => holds.get(task.groupid) === hold;
-  if (hold.pause !== 'none') {
-    const elsewhere = await place.otherDatabases.follow(
-      { ...task, ...attempt, isHeld },
-      place.signal,
-    );
-    await hold.pausing?.whole();
-    reason =
-      [work.hold ? reason : (hold.pausing?.reason ?? reason), elsewhere]
-        .filter((one) => one !== null)
-        .join('; ') || null;
-  }
-
   // The session may have broken meanwhile; then nothing waits, and a sweep takes the task up again.
   if (!isHeld()) return { mustInspect: true, again: growingDelay(task.attempt) };
-  const { nodeid } = transition.node;
   let remaining: number | undefined;
   await persistRows(
     db,
@@ -75,14 +93,9 @@ export async function holdTraffic(
   await session.bound(boundsOf(task, remainingMs));
   hold.pausing?.extend(remainingMs);
   const { original, target } = hold.node;
-  work.log.info(
-    {
-      node: formatAddress(original),
-      target: target && formatAddress(target),
-      remainingMs: Math.round(remaining),
-    },
-    work.hold ? 'hold goes on' : 'hold opened',
-  );
+  const node = { node: formatAddress(original), target: target && formatAddress(target) };
+  const fields = { ...node, remainingMs: Math.round(remaining) };
+  work.log.info(fields, work.hold ? 'hold goes on' : 'hold opened');
   return {};
 }
 

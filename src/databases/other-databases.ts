@@ -54,24 +54,9 @@ export class OtherDatabases {
   #isStarted = false;
 
   constructor(options: OtherDatabasesOptions) {
-    const { settings, logger, db, identity, onOtherServer } = options;
+    const { settings, logger, db } = options;
     this.#options = options;
-    this.#pools = settings.otherDatabases.map((database) =>
-      createPool(
-        { ...settings.connection, database },
-        {
-          schema: settings.schema,
-          purpose: 'other database',
-          max: 4,
-          statementTimeoutMs: STATEMENT_MS,
-          lockTimeoutMs: LOCK_MS,
-          ...(identity && { identity }),
-          ...(onOtherServer && { onOtherServer }),
-          onIdleError: (error) =>
-            logger.debug({ err: error, database }, 'an idle session was lost'),
-        },
-      ),
-    );
+    this.#pools = settings.otherDatabases.map((database) => poolFor(database, options));
     this.#others = settings.otherDatabases.map((database, index) => {
       const pool = this.#pools[index];
       if (pool === undefined) throw new Error('a database without sessions');
@@ -196,4 +181,23 @@ export class OtherDatabases {
       return other.describe(error);
     }
   }
+}
+
+function poolFor(
+  database: string,
+  { settings, logger, identity, onOtherServer }: OtherDatabasesOptions,
+): Pool {
+  return createPool(
+    { ...settings.connection, database },
+    {
+      schema: settings.schema,
+      purpose: 'other database',
+      max: 4,
+      statementTimeoutMs: STATEMENT_MS,
+      lockTimeoutMs: LOCK_MS,
+      ...(identity && { identity }),
+      ...(onOtherServer && { onOtherServer }),
+      onIdleError: (error) => logger.debug({ err: error, database }, 'an idle session was lost'),
+    },
+  );
 }

@@ -6,6 +6,7 @@ import pg from 'pg';
  *
  * Locks: ACCESS EXCLUSIVE on our tables, for as long as the drop takes; it waits for 2 s at most.
  */
+// eslint-disable-next-line max-lines-per-function -- one block of SQL
 export function uninstallObjects(schema: string): string {
   return `BEGIN;
 SET LOCAL mpp.schema = ${pg.escapeLiteral(schema)};

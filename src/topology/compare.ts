@@ -102,6 +102,7 @@ const IS_SUSPECT = "t.event = 'suspect' AND t.source = 'probe'";
  * The task is made by mpp_submit, because INSERT fires its statement triggers even for no row, and the
  * notification from the controller would be a write.
  */
+// eslint-disable-next-line max-lines-per-function -- one statement
 export function compareStatement(nodesQuery: string): string {
   return `
   WITH node AS MATERIALIZED (

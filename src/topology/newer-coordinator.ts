@@ -72,10 +72,9 @@ async function findNewerCoordinator(
   if (newerHere) return newerHere;
   const known = answers.find((answer) => answer?.known)?.known;
   if (known === undefined) return undefined;
-  const { members, witnesses } = known;
   const [newer, ...listed] = await Promise.all([
-    ask(members),
-    ...witnesses.map((address) =>
+    ask(known.members),
+    ...known.witnesses.map((address) =>
       visit(nodeConnection(credentials, address), (session) =>
         readCoordinator(session, search.nodesQuery),
       ),

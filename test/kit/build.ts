@@ -22,7 +22,7 @@ export const PROGRAM: Build = {
 export const SUPPORT: Build = {
   config: 'tsconfig.support.json',
   result: 'build/demo/cli.js',
-  sources: ['src', 'test/support', 'test/faults', 'bench', 'demo'],
+  sources: ['src', 'test/kit', 'test/faults', 'bench', 'demo'],
 };
 
 /** Builds it where it is missing or older than its sources, so that no test runs yesterday's program. */

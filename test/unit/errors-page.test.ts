@@ -16,7 +16,7 @@ async function codesOf(folder: string): Promise<string[]> {
   const given =
     /(?:new (?:DatabaseState|Mpp)Error|\bsuper)\(\s*(?:[^'(),]*\? )?'([A-Z_]+)'(?: : '([A-Z_]+)')?/g;
   const codes = texts.flatMap((text) =>
-    [...text.matchAll(given)].flatMap(([, ...found]) => found.filter((code) => code !== undefined)),
+    [...text.matchAll(given)].flatMap(([, ...found]) => found.filter(Boolean)),
   );
   return [...new Set(codes)];
 }

@@ -57,7 +57,7 @@ export async function bootstrap(
 }
 
 function steps(options: BootstrapOptions): Step[] {
-  const { authinfo, coordinator, schema, migrateTimeoutMs } = options;
+  const { authinfo } = options;
   const everywhere: (Step | undefined)[] = [
     {
       name: 'extension',
@@ -72,7 +72,13 @@ function steps(options: BootstrapOptions): Step[] {
           run: (client) => ensureAuthinfo(client, authinfo),
         },
   ];
-  const onCoordinator: Step[] = [
+  return [...everywhere, ...(options.worker ? [] : coordinatorSteps(options))].filter(
+    (step) => step !== undefined,
+  );
+}
+
+function coordinatorSteps({ coordinator, schema, migrateTimeoutMs }: BootstrapOptions): Step[] {
+  return [
     {
       name: 'coordinator',
       advice: 'connect as a superuser, and set MPP_COORDINATOR_HOST to a host that it answers on',
@@ -101,9 +107,6 @@ function steps(options: BootstrapOptions): Step[] {
       },
     },
   ];
-  return [...everywhere, ...(options.worker ? [] : onCoordinator)].filter(
-    (step) => step !== undefined,
-  );
 }
 
 async function attempt<T>(advice: string, step: string, run: () => Promise<T>): Promise<T> {

@@ -79,10 +79,47 @@ export class CitusTraffic implements TrafficControl {
   ): Promise<Pausing> {
     const began = performance.now();
     const { checks } = this.#watch;
-    const { node, nodes, pause, cooldownMs, means, session } = request;
+    const { pause, session } = request;
     const { logger } = this.#options;
-    const group = new GroupPause({
-      ...{ request, coordinator, logger },
+    const group = this.#groupPause(strategy, request, coordinator, entries);
+    const lost = new AbortController();
+    session.onLost(() => lost.abort(new SessionLostError('the session of the group was lost')));
+    const link = linkSignals([request.signal, lost.signal]);
+    await group.open(link.signal).finally(() => link.release());
+    const ending = new HoldEnd(coordinator, group, logger);
+    session.onEnd((outcome) => this.#end(ending, outcome));
+    const instead = fellBack === null ? [] : [`held with ${strategy.name}: ${fellBack}`];
+    const reasonNow = (): string | null =>
+      [...instead, ...(group.reason === null ? [] : [group.reason])].join('; ') || null;
+    const tookMs = Math.round(performance.now() - began);
+    const counts = { tookMs, yields: group.yields, checks: this.#watch.checks - checks };
+    const how = { strategy: strategy.name, pause, nodes: 1 + entries.length };
+    const fields = { groupid: request.node.groupid, ...how, ...counts };
+    const reason = reasonNow();
+    if (reason === null) logger.info(fields, 'traffic waits');
+    else logger.info({ ...fields, reason }, 'traffic waits; see its reason');
+    return {
+      get reason() {
+        return reasonNow();
+      },
+      ...{ strategy: strategy.name, locksNodes: strategy.locksNodes },
+      whole: () => group.whole(),
+      waiters: () => group.waiters(),
+      retarget: (held, rows, to, ms) => strategy.retarget(session.client, held, rows, to, ms),
+      expectCommit: () => ending.expectCommit(),
+      extend: (remainingMs) => group.extend(remainingMs),
+    };
+  }
+
+  #groupPause(
+    strategy: PauseStrategy,
+    request: PauseRequest,
+    coordinator: PauseNode,
+    entries: readonly OtherNode[],
+  ): GroupPause {
+    const { node, nodes, cooldownMs, means, session } = request;
+    return new GroupPause({
+      ...{ request, coordinator, logger: this.#options.logger },
       watch: this.#watch,
       sides: entries.map(({ row, node: side }) => ({ nodeid: row.nodeid, node: side })),
       group: {
@@ -94,42 +131,6 @@ export class CitusTraffic implements TrafficControl {
         },
       },
     });
-    const lost = new AbortController();
-    session.onLost(() => lost.abort(new SessionLostError('the session of the group was lost')));
-    const link = linkSignals([request.signal, lost.signal]);
-    await group.open(link.signal).finally(() => link.release());
-    const ending = new HoldEnd(coordinator, group, logger);
-    session.onEnd((outcome) => this.#end(ending, outcome));
-    const instead = fellBack === null ? null : `held with ${strategy.name}: ${fellBack}`;
-    const reasonNow = (): string | null =>
-      [instead, group.reason].filter((one) => one !== null).join('; ') || null;
-    const reason = reasonNow();
-    logger.info(
-      {
-        groupid: node.groupid,
-        strategy: strategy.name,
-        pause,
-        nodes: 1 + entries.length,
-        tookMs: Math.round(performance.now() - began),
-        yields: group.yields,
-        checks: this.#watch.checks - checks,
-        ...(reason !== null && { reason }),
-      },
-      reason === null ? 'traffic waits' : 'traffic waits; see its reason',
-    );
-    return {
-      get reason() {
-        return reasonNow();
-      },
-      whole: () => group.whole(),
-      waiters: () => group.waiters(),
-      strategy: strategy.name,
-      locksNodes: strategy.locksNodes,
-      retarget: (held, rows, target, ms) =>
-        strategy.retarget(session.client, held, rows, target, ms),
-      expectCommit: () => ending.expectCommit(),
-      extend: (remainingMs) => group.extend(remainingMs),
-    };
   }
 
   prefetch(likely: LikelyPause): Prefetch {
