@@ -55,7 +55,8 @@ describe('a hold beside a database in trouble', () => {
     // The wait for a database that has just lost its controller.
     expect(ms).toBeLessThan(2_000);
     const lines = controller.log.filter(
-      ({ msg, database }) => database === MINE && msg.includes('database nocitus'),
+      ({ msg, database }) =>
+        database === MINE && msg.startsWith('reports cannot be forwarded to database nocitus'),
     );
     expect(lines).toHaveLength(1);
   });
