@@ -67,7 +67,7 @@ describe('secondaries', () => {
     ]);
   });
 
-  it('by what hooks say of the members', async () => {
+  it("a failover to a new standby's address, by what hooks say of the members", async () => {
     const group = h.cluster.group(2);
     const [primary, secondary] = await rowsOf(2);
     await group.failover();
@@ -104,7 +104,7 @@ describe('secondaries', () => {
     await has(3, [first]);
   });
 
-  it('by what hooks say of the members', async () => {
+  it('a secondary replaced, added and removed, by what hooks say of the members', async () => {
     const group = h.cluster.group(3);
     const [row] = await h.nodes(3);
     const first = { nodeid: row?.nodeid ?? 0, node: group.primary.address, role: 'primary' };
@@ -165,7 +165,7 @@ describe('secondaries', () => {
     await group.rejoin();
   });
 
-  it('by what hooks say of the members', async () => {
+  it('a switchover with secondaries changed, by what hooks say of the members', async () => {
     const group = h.cluster.group(4);
     const [primary] = await rowsOf(4);
     const fresh = await newStandby(4);
