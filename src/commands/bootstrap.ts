@@ -53,7 +53,7 @@ export function bootstrapCommand(io: Io): Command {
   });
 }
 
-/** Where we connect is where others may connect too, unless it is a socket. */
+/** The address that is connected to is one where others may connect too, unless it is a socket. */
 function connectionHost({ host = 'localhost' }: Connection, localHostname: string): string {
   return host.startsWith('/') ? localHostname : host;
 }

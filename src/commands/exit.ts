@@ -70,7 +70,7 @@ function statesOf(error: unknown): string[] {
   const state = sqlState(error);
   if (state !== undefined) return [state];
   if (error instanceof AggregateError) {
-    // A host that did not answer may have let us in.
+    // A host that did not answer may have accepted the login.
     return error.errors.flatMap((one) => {
       const states = statesOf(one);
       return states.length === 0 ? [UNKNOWN] : states;

@@ -66,7 +66,7 @@ export interface Status {
 /**
  * Reads it all.
  *
- * @param client a session that finds our views by their bare names
+ * @param client a session that finds the views by their bare names
  */
 export async function readStatus(client: pg.ClientBase): Promise<Status> {
   const { rows } = await client.query<{ status: Omit<Status, 'nodes'>; hasNodes: boolean }>(STATUS);

@@ -183,7 +183,7 @@ export function checkLine(findings: readonly Finding[], status: Status): string 
   return `MPP OK - active on ${active?.host ?? 'unknown'}, ${status.backlog} pending, ${held} held`;
 }
 
-/** @param db a session that names our schema as `@mpp.` */
+/** @param db a session that names the schema as `@mpp.` */
 async function readFailures(db: pg.ClientBase, withinMs: number): Promise<readonly Failures[]> {
   const { rows } = await db.query<Failures>(FAILURES, [withinMs]);
   return rows;

@@ -6,7 +6,7 @@ import { describeConnection, errorText, openSession } from '../postgres/session.
 import { isSessionLost } from '../postgres/sqlstate.js';
 
 /**
- * Runs `work` in a session of its own whose statements name our schema as `@mpp.`, and ends the session in any case.
+ * Runs `work` in a session of its own whose statements name the schema as `@mpp.`, and ends the session in any case.
  *
  * @throws UnreachableError when there is no session to be had, or it is lost
  */

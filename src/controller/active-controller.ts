@@ -251,7 +251,7 @@ export class ActiveController {
   /**
    * Says that this controller is there. A row that cannot be written is a warning.
    *
-   * @throws DatabaseStateError when a newer version has migrated: what we write is of an older one.
+   * @throws DatabaseStateError when a newer version has migrated: what this one writes is of an older version.
    * @throws LeadershipLostError when another controller is the recorded leader.
    */
   async #beat(): Promise<void> {

@@ -81,7 +81,7 @@ export function boundsOf(task: Task, heldMs?: number): Bounds {
   };
 }
 
-/** For a server that has stopped answering altogether, so that its own bounds do not reach us. */
+/** For a server that has stopped answering altogether, so that its own bounds do not reach the controller. */
 export function watchdogMs(task: Task): number {
   return Math.min(boundsOf(task).statementMs * 2 + STATEMENT_SLACK_MS, 2_147_483_647);
 }

@@ -143,7 +143,7 @@ export class ControlSession {
 }
 
 const QUERY_TIMEOUT_MS = 5_000;
-/** How much later than the server we end a statement, for a server that has fallen silent. */
+/** How much later than the server a statement is ended here, for a server that has fallen silent. */
 const SILENCE_MS = 500;
 /** No statement of this session is worth waiting for a lock of another one. */
 const LOCK_TIMEOUT_MS = 1_000;

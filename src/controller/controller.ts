@@ -306,7 +306,7 @@ class ControllerProcess implements Controller {
     for (const sentence of [...missing, ...advice]) this.#logger.warn(sentence);
   }
 
-  /** What a person must put right before this can work at all; once it has worked, we wait instead. */
+  /** What a person must put right before this can work at all; once it has worked, it waits instead. */
   #isFatal(error: unknown): boolean {
     if (error instanceof DatabaseStateError && error.code === 'OTHER_SCHEMA') return !this.#hasLed;
     if (this.#settled) return false;

@@ -51,7 +51,7 @@ export function classifyTrouble(error: unknown): Trouble {
   if (error instanceof MppError) return 'state';
   if (sqlState(error) !== undefined) return isSessionLost(error) ? 'network' : 'refused';
   if (isNetwork(error)) return 'network';
-  // node-postgres throws a plain Error when a session breaks; our own mistakes have classes of their own.
+  // node-postgres throws a plain Error when a session breaks; mistakes of this program have classes of their own.
   return error instanceof Error && error.constructor === Error ? 'unclear' : 'unknown';
 }
 

@@ -63,7 +63,7 @@ export interface Outcome {
 }
 
 /**
- * Whether the committed rows are still those that the decision was made on. Asked once our locks keep
+ * Whether the committed rows are still those that the decision was made on. Asked once the hold's locks keep
  * them as they are: another session may have changed them while the hold waited for the locks.
  */
 export async function rowsUnchanged(place: Workplace, { task, nodes }: Work): Promise<boolean> {

@@ -253,7 +253,7 @@ export interface AbstractMPP {
   /**
    * Whether a replication slot is the database's own, so that an HA manager must leave it alone.
    *
-   * @param db a session that replaces `@mpp.` by our schema.
+   * @param db a session that replaces `@mpp.` by the schema.
    */
   ignoreReplicationSlot(db: Queryable, slot: ReplicationSlot): Promise<boolean>;
 

@@ -68,7 +68,7 @@ const FOREIGN = `
   ORDER BY f.object`;
 
 /**
- * Refuses to call what another role may have made where our objects ought to be.
+ * Refuses to call what another role may have made where mpp-controller's objects ought to be.
  *
  * @throws DatabaseStateError `SCHEMA_MISSING` where no migration was applied, or by another role than the
  *   owner of the control table.

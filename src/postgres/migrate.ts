@@ -18,7 +18,7 @@ const FOLDER = join(packageRoot(), 'migrations');
 const MIGRATION_LOCK = '-8525285245963000605';
 
 export interface MigrateOptions {
-  /** Schema of our objects; made when missing. */
+  /** Schema of mpp-controller's objects; made when missing. */
   readonly schema: string;
   /** How long to wait for another migration, and then for locks, in milliseconds. */
   readonly lockTimeoutMs: number;
@@ -179,7 +179,7 @@ async function createSchema(client: pg.Client, schema: string): Promise<void> {
 }
 
 /**
- * Our SECURITY DEFINER functions look names up in the schema. Where anybody may create a function
+ * The SECURITY DEFINER functions of mpp-controller look names up in the schema. Where anybody may create a function
  * there, one with better fitting types is called instead of PostgreSQL's own, with the owner's rights.
  */
 async function refuseOpenSchema(client: pg.Client, schema: string): Promise<void> {
@@ -223,7 +223,7 @@ async function appliedAfter(client: pg.Client, schema: string, before: number): 
   return rows.map(({ name }) => name);
 }
 
-/** The newest migration among our files, which is that of the code only until they are replaced. */
+/** The newest migration among the files, which is that of the code only until they are replaced. */
 export async function knownMigration(): Promise<number> {
   const files = await readdir(FOLDER);
   return Math.max(...files.filter((name) => name.endsWith('.sql')).map((name) => parseInt(name)));
@@ -275,8 +275,8 @@ const HELD = `
   ORDER BY t.groupid`;
 
 /**
- * Refuses schemas, and our tables, that Citus manages: a table in Citus's metadata has other triggers
- * and other locks than the one that our migrations made, and Citus refuses most of what they change.
+ * Refuses schemas, and tables of mpp-controller, that Citus manages: a table in Citus's metadata has other triggers
+ * and other locks than the one that the migrations made, and Citus refuses most of what they change.
  *
  * @throws DatabaseStateError `SCHEMA_DISTRIBUTED`, with the statement that takes them out of Citus.
  */

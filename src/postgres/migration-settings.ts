@@ -12,7 +12,7 @@ import { sqlState } from './sqlstate.js';
  * which is a reason to refuse; `event_triggers`, because an event trigger is the operator's own code.
  */
 export const MIGRATION_SETTINGS: Readonly<Record<string, string>> = {
-  // Our objects live on the coordinator alone, and Citus does not manage them.
+  // mpp-controller's objects live on the coordinator alone, and Citus does not manage them.
   'citus.use_citus_managed_tables': 'off',
   'citus.enable_schema_based_sharding': 'off',
   'citus.propagate_set_commands': 'none',
@@ -46,7 +46,7 @@ export const MIGRATION_SETTINGS: Readonly<Record<string, string>> = {
 
 /**
  * The first schema on the search_path is where CREATE puts things: that of the bookkeeping for
- * postgres-migrations itself; each of our files switches to `mpp.objects_path` and back. Citus's setting
+ * postgres-migrations itself; each migration switches to `mpp.objects_path` and back. Citus's setting
  * is accepted without Citus, too.
  */
 const PATHS = `

@@ -120,7 +120,7 @@ interface Blocker {
   readonly relations: string;
 }
 
-/** The transactions that have locks on our tables, and began before a try did. */
+/** The transactions that have locks on its tables, and began before a try did. */
 async function blockersSince(
   client: pg.ClientBase,
   schemas: readonly string[],

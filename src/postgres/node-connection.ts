@@ -10,7 +10,7 @@ const PLACE = ['host', 'port', 'hostaddr', 'servers', 'targetSessionAttrs'] as c
 
 /**
  * The credentials of nodes: those of MPP_NODE_URL, whose hosts and ports mean nothing, or else those of
- * our own connection.
+ * the controller's own connection.
  *
  * @throws ConfigError when the URL cannot be read.
  */

@@ -8,7 +8,7 @@ import type { LoginGate } from './login-gate.js';
 import { sessionConfig, setUp, type Connection } from './session.js';
 
 export interface PoolOptions {
-  /** Of our objects; see SetUp. */
+  /** Of mpp-controller's objects; see SetUp. */
   readonly schema: string;
   /** What the sessions are for, in application_name. */
   readonly purpose: string;
@@ -21,7 +21,7 @@ export interface PoolOptions {
   readonly statementTimeoutMs?: number;
   /** How long a statement may wait for a lock, in milliseconds; as long as it may take by default. */
   readonly lockTimeoutMs?: number;
-  /** How much later than the server we end it, for a server that has fallen silent; 5 s by default. */
+  /** How much later than the server it is ended here, for a server that has fallen silent; 5 s by default. */
   readonly silenceMs?: number;
   /** The server that every session must be with, if it matters. */
   readonly identity?: ServerIdentity;
@@ -35,7 +35,7 @@ export interface PoolOptions {
   readonly severed?: AbortSignal;
 }
 
-/** Sessions whose statements name our schema as `@mpp.` and find nothing but PostgreSQL's own without one. */
+/** Sessions whose statements name the schema as `@mpp.` and find nothing but PostgreSQL's own without one. */
 export function createPool(connection: Connection, options: PoolOptions): pg.Pool {
   return new BoundedPool(connection, options);
 }

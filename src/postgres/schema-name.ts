@@ -5,9 +5,9 @@ import pg from 'pg';
 const PLACEHOLDER = '@mpp.';
 
 /**
- * Has a session replace `@mpp.` in each statement by the schema that holds our objects.
+ * Has a session replace `@mpp.` in each statement by the schema that holds mpp-controller's objects.
  *
- * Our schema is not on the search_path of our sessions: a role that may create objects there could
+ * That schema is not on the search_path of the controller's sessions: a role that may create objects there could
  * make a function whose argument types fit a call better than those of PostgreSQL's own, and the
  * controller would run it with its rights.
  *
@@ -38,7 +38,7 @@ function isStatement(value: unknown): value is { text: string } {
 }
 
 /**
- * Where postgres-migrations keeps its table `migrations`. Not in our own schema: that may be
+ * Where postgres-migrations keeps its table `migrations`. Not in the schema of the objects: that may be
  * `public`, where an application that uses the same library has a table of that name.
  */
 export function bookkeepingSchema(schema: string): string {

@@ -15,7 +15,7 @@ import type { TlsPolicy } from './connection/tls.js';
 import { nameSchema } from './schema-name.js';
 import { sqlState } from './sqlstate.js';
 
-/** Where the database is and as whom: what node-postgres takes but for the names that we set, and more. */
+/** Where the database is and as whom: what node-postgres takes but for the names that it sets, and more. */
 export interface Connection extends Omit<
   pg.ClientConfig,
   'application_name' | 'connectionString' | 'ssl' | 'stream'
@@ -39,7 +39,7 @@ export function applicationName(purpose: string): string {
 
 /**
  * The settings of one session with one server. Keep-alive and a connect timeout are off by default in
- * node-postgres; without them a host that vanishes hangs us for as long as TCP likes.
+ * node-postgres; without them a host that vanishes hangs the controller for as long as TCP likes.
  */
 export function sessionConfig(connection: Connection, purpose: string): pg.ClientConfig {
   const { servers, tls, hostaddr, passwordFile, ...rest } = connection;
@@ -53,7 +53,7 @@ export function sessionConfig(connection: Connection, purpose: string): pg.Clien
     connectionTimeoutMillis: CONNECT_MS,
     ...login,
     password: login.password ?? (() => passwordFromFile(file, { host, port, user, database })),
-    // Set, so that node-postgres reads no variable for it; our stream encrypts.
+    // Set, so that node-postgres reads no variable for it; this stream encrypts.
     ssl: false,
     sslnegotiation: 'postgres',
     stream: () =>
@@ -88,7 +88,7 @@ export function tryLast(connection: Connection, last: Connection): Connection {
  * Opens one session. Its `statement_timeout` and `lock_timeout` are set by a statement once it is
  * open: PgBouncer refuses a login with parameters that it does not know.
  *
- * @param schema of our objects, for sessions whose statements name them
+ * @param schema of mpp-controller's objects, for sessions whose statements name them
  * @throws UnreachableError when no server can be reached, or the one that can refuses the login, is not
  *   what targetSessionAttrs asks for, or falls silent; its cause says which.
  */
@@ -180,7 +180,7 @@ export const CONNECT_MS = 5_000;
 
 /** What a session gets once it is open; what is left out stays as its role has it. Times in milliseconds. */
 export interface SetUp {
-  /** Of our objects: the session replaces `@mpp.` by it, and its search_path has PostgreSQL's own alone. */
+  /** Of mpp-controller's objects: the session replaces `@mpp.` by it, and its search_path has PostgreSQL's own alone. */
   readonly schema?: string;
   readonly statementMs?: number | false | undefined;
   readonly lockMs?: number | false | undefined;
@@ -188,7 +188,7 @@ export interface SetUp {
 
 /**
  * Sets up a session that has just been opened. That is a part of connecting, and bounded like it: a
- * server that falls silent right after the login would hang us otherwise.
+ * server that falls silent right after the login would hang the controller otherwise.
  */
 export async function setUp(
   client: pg.ClientBase,
@@ -213,7 +213,7 @@ export async function setUp(
 }
 
 /**
- * Settings of a database or a role that would change what our statements mean or return. Those that an
+ * Settings of a database or a role that would change what the controller's statements mean or return. Those that an
  * operator may have a reason for (default_transaction_read_only, timeouts) are not here.
  */
 const PINNED = `(VALUES
@@ -244,7 +244,7 @@ const PINNED = `(VALUES
 const SET_PATH = 'SET search_path TO pg_catalog, pg_temp;';
 
 /**
- * Without jit: all our statements are short, and where one looks dear to the planner, compiling it takes
+ * Without jit: all statements of the controller are short, and where one looks dear to the planner, compiling it takes
  * many times as long as running it.
  */
 const SET_UP = `

@@ -24,7 +24,7 @@ export function isVictim(error: unknown): boolean {
 
 /**
  * True when no retry can help: the values themselves are refused or the server cannot do
- * this at all (0A). A missing right or function may be put right while we retry, so it is not here.
+ * this at all (0A). A missing right or function may be put right between two tries, so it is not here.
  */
 export function isHopeless(error: unknown): boolean {
   const state = sqlState(error);

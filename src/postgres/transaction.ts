@@ -36,7 +36,7 @@ interface BeginOptions {
   readonly setup?: string | undefined;
 }
 
-/** How a transaction ended, as far as we know: `lost` when its COMMIT or ROLLBACK got no answer. */
+/** How a transaction ended, as far as is known: `lost` when its COMMIT or ROLLBACK got no answer. */
 export type Outcome = 'committed' | 'rolled back' | 'lost';
 
 /**

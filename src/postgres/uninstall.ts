@@ -4,7 +4,7 @@ import pg from 'pg';
  * The SQL that drops all of mpp-controller in one schema of one database, in a transaction of its own.
  * docs/uninstall.md has the same.
  *
- * Locks: ACCESS EXCLUSIVE on our tables, for as long as the drop takes; it waits for 2 s at most.
+ * Locks: ACCESS EXCLUSIVE on its tables, for as long as the drop takes; it waits for 2 s at most.
  */
 // eslint-disable-next-line max-lines-per-function -- one block of SQL
 export function uninstallObjects(schema: string): string {

@@ -34,7 +34,7 @@ interface CompareOptions {
  * task of source `sync` for each group that differs. One statement; nothing is written, and no
  * transaction id taken, when there is nothing to do.
  *
- * @param db a session that finds our objects first.
+ * @param db a session that finds mpp-controller's objects first.
  */
 export async function compareMembers(db: Queryable, options: CompareOptions): Promise<Comparison> {
   const { rows } = await db.query<{

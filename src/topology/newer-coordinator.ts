@@ -18,13 +18,13 @@ interface NewerCoordinator {
 interface NewerCoordinatorSearch {
   /** SELECT of the catalog's rows, see AbstractMPP.nodesQuery: a constant, never input. */
   readonly nodesQuery: string;
-  /** Our schema. */
+  /** The schema of mpp-controller's objects. */
   readonly schema: string;
   /** The controller's, with all its servers; an address may reach another server by now. */
   readonly connection: Connection;
   /** As whom the other nodes are asked. */
   readonly credentials: NodeCredentials;
-  /** Of the server that we work on. */
+  /** Of the server that the controller works on. */
   readonly identity: ServerIdentity;
 }
 
@@ -32,12 +32,12 @@ interface NewerCoordinatorSearch {
 const ASK_MS = 2_000;
 
 /**
- * Looks for a server that has taken our coordinator's place, and proves it: it is not in recovery, has
- * our system identifier, and a later timeline. Who does not answer in time proves nothing; neither does
+ * Looks for a server that has taken the coordinator's place, and proves it: it is not in recovery, has
+ * the same system identifier, and a later timeline. Who does not answer in time proves nothing; neither does
  * a server that does not tell its system identifier. Asked are
  *
- * - each address of our own connection, which may be that of a proxy;
- * - the members of group 0, in our catalog and in mpp_members;
+ * - each address of the controller's own connection, which may be that of a proxy;
+ * - the members of group 0, in the catalog here and in mpp_members;
  * - those that other nodes have for group 0. The new coordinator has sent it to them, and those that can be
  *   harmed by an old one can be asked by it.
  */
@@ -170,7 +170,7 @@ interface NewerCoordinatorWatchOptions extends NewerCoordinatorSearch {
 const STOP_MS = 500;
 
 /**
- * Looks time and again whether another server has taken the place of the one that we work on: a
+ * Looks time and again whether another server has taken the place of the one that the controller works on: a
  * coordinator that was cut off, or crashed and came back as it was, does not know that it was replaced,
  * and what its controller did would reach the workers.
  *

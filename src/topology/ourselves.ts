@@ -1,7 +1,7 @@
 import type { Queryable } from '../postgres/queryable.js';
 
 /**
- * Makes a task that registers the server that we work on as the coordinator, if pg_dist_node has it at another address: so
+ * Makes a task that registers the server that the controller works on as the coordinator, if pg_dist_node has it at another address: so
  * after a failover of the coordinator, when no other source says so. Not when it has no row at all: to
  * register it is a decision.
  *

@@ -6,8 +6,8 @@ import { waitFor, type Group, type Server } from '../kit/servers/index.js';
 import { waitUntilSynced } from '../kit/standin/observe.js';
 
 /**
- * Rows of FACTS.md that nobody reports: the heartbeat brings them about. Row G is in heartbeat.test.ts,
- * rows H, J, K and other node clusters in secondaries.test.ts.
+ * Changes that no client reports: the heartbeat brings them about. The loss of every report is in
+ * heartbeat.test.ts; secondaries and other node clusters are in secondaries.test.ts.
  */
 describe('without a report', () => {
   let h: Harness;

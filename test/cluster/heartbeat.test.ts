@@ -7,7 +7,7 @@ import { keysOfGroup } from '../kit/standin/schema.js';
 
 const PROBE = { MPP_TOPOLOGY: 'probe', MPP_PROBE_INTERVAL: '100ms', MPP_PROBE_TIMEOUT: '2s' };
 
-/** FACTS.md row G: every report is lost. Not one task is inserted by anybody but the heartbeat. */
+/** Every report is lost: only the heartbeat inserts tasks. */
 describe('every report is lost', () => {
   let h: Harness;
   let lastKey = 100_000;

@@ -8,7 +8,7 @@ import { Harness } from '../kit/harness.js';
 import { waitFor } from '../kit/servers/index.js';
 import { runCli } from '../kit/cli.js';
 
-/** What FACTS calls "What Patroni's coordinator side loses", each with what happens here. */
+/** What Patroni's coordinator side loses, each with what happens here. */
 describe("what Patroni's coordinator side loses", () => {
   let h: Harness;
 

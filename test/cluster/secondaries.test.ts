@@ -3,7 +3,7 @@ import { Harness, type NodeRow } from '../kit/harness.js';
 import { waitFor, type Server } from '../kit/servers/index.js';
 import { waitUntilSynced } from '../kit/standin/observe.js';
 
-/** Rows H, J and K of FACTS.md, once by reports of a client and once by what hooks say of members. */
+/** Each once by reports of a client and once by what hooks say of members. */
 describe('secondaries', () => {
   let h: Harness;
   let spares = 0;

@@ -10,7 +10,7 @@ describe('worker groups change their primary under load', () => {
     h = await Harness.start({ template: inject('template'), groups: 4 });
     await h.startController();
     await readGroups();
-    // Groups 1 to 3 have their standbys registered, group 4 has not: row I.
+    // Groups 1 to 3 have their standbys registered, group 4 has not.
     for (const group of h.cluster.workers.slice(0, 3)) {
       const { primary: node, standby } = group;
       const secondaries = [standby.address];

@@ -269,7 +269,7 @@ export const SECONDARIES: readonly CompareCase[] = [
     wishes: ['1: a [c]'],
   },
   {
-    name: 'a failover, the old primary gone, a new standby there (row H)',
+    name: 'a failover, the old primary gone, a new standby there',
     members: [{ node: 'b', role: P }, { node: 'a', state: 'removed' }, { node: 'c' }],
     wishes: ['1: b [c]'],
   },
@@ -279,7 +279,7 @@ export const SECONDARIES: readonly CompareCase[] = [
     wishes: ['1: c [a b]'],
   },
   {
-    name: 'a switchover that adds one at once (row K)',
+    name: 'a switchover that adds one at once',
     members: [{ node: 'b', role: P }, { node: 'a' }, { node: 'c' }],
     wishes: ['1: b [a c]'],
   },

@@ -268,7 +268,7 @@ const FUNCTIONS = [
  * Citus allows to superusers alone. The caller must be a superuser, and the role must exist.
  *
  * @param client a session without an open transaction
- * @param schema of our objects
+ * @param schema of mpp-controller's objects
  * @returns the names of what was granted now; empty when all was before.
  */
 async function grantRights(client: pg.ClientBase, schema: string): Promise<string[]> {

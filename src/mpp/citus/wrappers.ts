@@ -22,7 +22,7 @@ const CHECK_ADDRESS = `
 
 /**
  * Functions that do what Citus allows to superusers alone, with the rights of the superuser who installs
- * them. They call nothing but PostgreSQL's and Citus's own functions: any other of our schema belongs to
+ * them. They call nothing but PostgreSQL's and Citus's own functions: any other of the schema belongs to
  * the schema's owner, who would run code as a superuser in this way.
  */
 const WRAPPERS: readonly Wrapper[] = [

@@ -6,8 +6,8 @@ import { sqlState } from '../../postgres/sqlstate.js';
 export interface Failure {
   /**
    * - `down`: no server takes connections there, or the server says that it is going or not yet there.
-   * - `silent`: no answer in time. It may be slow, or cut off from us alone.
-   * - `closed`: it is there, and does not let us in: a password, a right, too many connections.
+   * - `silent`: no answer in time. It may be slow, or cut off from the controller alone.
+   * - `closed`: it is there, and refuses the login: a password, a right, too many connections.
    */
   readonly kind: 'down' | 'silent' | 'closed';
   readonly reason: string;

@@ -198,7 +198,7 @@ export class Probe implements TopologySource {
  *
  * @param identifier system identifier of the node's group, undefined while that is not known.
  * @param alias `host:port` of the node that is the same server and whose name counts, if there is one.
- * @returns undefined for a node that is there but does not let us in: nothing is known of it, so its
+ * @returns undefined for a node that is there but refuses the login: nothing is known of it, so its
  *   last report grows stale.
  */
 export function judge(
