@@ -1,4 +1,4 @@
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import type { ControllerProcess } from '../test/kit/controller-process.js';
 import { BusyClient } from '../test/kit/faults/busy-client.js';
 import { terminated } from '../test/kit/faults/hold-log.js';

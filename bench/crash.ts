@@ -1,6 +1,6 @@
 import { connect } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { Harness } from '../test/kit/harness.js';
 import type { Server } from '../test/kit/servers/index.js';
 import { waitUntilWarm } from '../test/kit/faults/warm.js';

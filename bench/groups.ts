@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { Harness } from '../test/kit/harness.js';
 import type { Group } from '../test/kit/servers/index.js';
 import { waitUntilSynced } from '../test/kit/standin/observe.js';

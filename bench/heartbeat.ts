@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import pg from 'pg';
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { NODES_QUERY } from '../src/mpp/citus/nodes.js';
 import { applyMigrations } from '../src/postgres/migrate.js';
 import { createPool } from '../src/postgres/pool.js';

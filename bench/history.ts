@@ -1,5 +1,5 @@
 import type { Client } from 'pg';
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { applyMigrations } from '../src/postgres/migrate.js';
 import { setUp } from '../src/postgres/session.js';
 import { pruneTasks } from '../src/tasks/finish.js';

@@ -1,4 +1,4 @@
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { runCli } from '../test/kit/cli.js';
 import { ControllerProcess } from '../test/kit/controller-process.js';
 import { startCluster, type Cluster, type Server } from '../test/kit/servers/index.js';

@@ -1,4 +1,4 @@
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { Actor } from '../test/kit/faults/actor.js';
 import { BusyClient, type BusyStatement } from '../test/kit/faults/busy-client.js';
 import { terminated } from '../test/kit/faults/hold-log.js';

@@ -1,5 +1,5 @@
 import type { Client } from 'pg';
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import type { ControllerProcess } from '../test/kit/controller-process.js';
 import { FaultProxy } from '../test/kit/faults/proxy.js';
 import { Harness } from '../test/kit/harness.js';

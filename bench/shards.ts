@@ -1,4 +1,4 @@
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { Harness } from '../test/kit/harness.js';
 import { waitFor, type Server } from '../test/kit/servers/index.js';
 import {

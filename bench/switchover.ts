@@ -1,4 +1,4 @@
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import type { ControllerProcess } from '../test/kit/controller-process.js';
 import { Harness } from '../test/kit/harness.js';
 import type { Server } from '../test/kit/servers/index.js';

@@ -1,4 +1,4 @@
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { Harness } from '../test/kit/harness.js';
 import { RestServer } from '../test/kit/patroni/rest-server.js';
 import { waitFor, type Group } from '../test/kit/servers/index.js';

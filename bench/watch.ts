@@ -1,6 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Client } from 'pg';
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import { Harness } from '../test/kit/harness.js';
 import { waitFor } from '../test/kit/servers/index.js';
 import {

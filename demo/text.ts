@@ -1,4 +1,4 @@
-import { formatTable } from '../src/commands/table.js';
+import { formatTable } from '../src/commands/output.js';
 import type { Binaries } from '../test/kit/servers/index.js';
 import type { TrafficReport } from '../test/kit/traffic/traffic.js';
 import type { Act } from './acts.js';

@@ -143,7 +143,7 @@ COMMENT ON VIEW @mpp.mpp_group_sessions IS
 
 -- Before INSERT.
 
--- The rule for hosts; src/host.ts has the same one, and a test runs the same cases through both.
+-- The rule for hosts; src/address.ts has the same one, and a test runs the same cases through both.
 CREATE FUNCTION @mpp.mpp_is_host(host text) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import { isHook } from './commands/hook.js';
+import { isHook } from './commands/exit.js';
 import { outputTo } from './commands/output.js';
 import { main } from './commands/program.js';
 

@@ -1,8 +1,7 @@
 import { Command } from 'commander';
 import { eachDatabase } from '../config/settings.js';
 import { createMPP } from '../mpp/index.js';
-import { chooseServer } from '../postgres/database.js';
-import type { Connection } from '../postgres/session.js';
+import { chooseServer, type Connection } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = [

@@ -1,14 +1,16 @@
 import { Command } from 'commander';
 import type pg from 'pg';
 import { SETTINGS } from '../config/settings.js';
-import type { AbstractMPP } from '../mpp/abstract.js';
+import type { AbstractMPP, GucChange, GucStates, WantedByName } from '../mpp/abstract.js';
 import { createMPP } from '../mpp/index.js';
-import type { GucChange, GucStates, WantedByName } from '../mpp/setup.js';
-import { closeSession } from '../postgres/close.js';
-import { isMissingDatabase } from '../postgres/database.js';
-import { openSession, type Connection } from '../postgres/session.js';
+import {
+  closeSession,
+  openSession,
+  type Connection,
+  isMissingDatabase,
+} from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
-import { formatTable } from './table.js';
+import { formatTable } from './output.js';
 
 const USES = ['localHostname', 'databases'] as const;
 

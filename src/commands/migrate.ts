@@ -3,9 +3,8 @@ import { eachDatabase, type Settings } from '../config/settings.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { DatabaseStateError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
-import { closeSession } from '../postgres/close.js';
+import { closeSession, openSession } from '../postgres/session.js';
 import { applyMigrations } from '../postgres/migrate.js';
-import { openSession } from '../postgres/session.js';
 import { addSettings, readSettings, type Io } from './settings.js';
 
 const USES = ['schema', 'databases', 'migrateTimeoutMs'] as const;

@@ -1,9 +1,8 @@
 import { Command } from 'commander';
 import { packageVersion } from '../package-root.js';
 import { bootstrapCommand } from './bootstrap.js';
-import { EXIT, endingOf } from './exit.js';
+import { EXIT, endingOf, endingOfHook, isHook } from './exit.js';
 import { gucsCommand } from './gucs.js';
-import { endingOfHook, isHook } from './hook.js';
 import { migrateCommand } from './migrate.js';
 import { notifyCommand } from './notify.js';
 import { runCommand } from './run.js';

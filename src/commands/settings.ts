@@ -1,11 +1,15 @@
+import type pg from 'pg';
 import { Option, type Command } from 'commander';
 import {
+  type Settings,
   flagOf,
   loadSettings,
   SETTINGS,
   type SettingName,
-  type Settings,
 } from '../config/settings.js';
+import { MppError, UnreachableError } from '../errors.js';
+import { closeSession, describeConnection, errorText, openSession } from '../postgres/session.js';
+import { isSessionLost } from '../postgres/sqlstate.js';
 
 /** What a command has of the process; a test gives its own. */
 export interface Io {
@@ -84,4 +88,28 @@ export function settingsHelp(): string {
 function defaultText(name: SettingName): string {
   const value = SETTINGS[name].default;
   return value === '' ? '' : `default ${value}`;
+}
+
+/**
+ * Runs `work` in a session of its own whose statements name the schema as `@mpp.`, and ends the session in any case.
+ *
+ * @throws UnreachableError when there is no session to be had, or it is lost
+ */
+export async function withSession<T>(
+  settings: Settings,
+  purpose: string,
+  work: (client: pg.Client) => Promise<T>,
+): Promise<T> {
+  const client = await openSession(settings.connection, purpose, settings.schema);
+  try {
+    return await work(client);
+  } catch (error) {
+    if (error instanceof MppError || !isSessionLost(error)) throw error;
+    throw new UnreachableError(
+      `lost the session with ${describeConnection(settings.connection)}: ${errorText(error)}`,
+      error,
+    );
+  } finally {
+    await closeSession(client);
+  }
 }

@@ -1,9 +1,8 @@
+import pg from 'pg';
 import { Command } from 'commander';
 import { eachDatabase } from '../config/settings.js';
 import { createMPP } from '../mpp/index.js';
-import { uninstallObjects, UNINSTALL_RIGHTS, UNINSTALL_ROLES } from '../postgres/uninstall.js';
-import { addSettings, readSettings, type Io } from './settings.js';
-import { withSession } from './with-session.js';
+import { addSettings, readSettings, type Io, withSession } from './settings.js';
 
 const USES = ['schema', 'databases'] as const;
 
@@ -47,3 +46,80 @@ const OBJECTS = `
     FROM pg_class AS c
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname ~ '^mpp_') AS any`;
+
+/**
+ * The SQL that drops all of mpp-controller in one schema of one database, in a transaction of its own.
+ * docs/uninstall.md has the same.
+ *
+ * Locks: ACCESS EXCLUSIVE on its tables, for as long as the drop takes; it waits for 2 s at most.
+ */
+// eslint-disable-next-line max-lines-per-function -- one block of SQL
+export function uninstallObjects(schema: string): string {
+  return `BEGIN;
+SET LOCAL mpp.schema = ${pg.escapeLiteral(schema)};
+SET LOCAL citus.enable_ddl_propagation = off;
+SET LOCAL lock_timeout = '2s';
+SET LOCAL search_path = pg_catalog;
+
+DO $uninstall$
+DECLARE
+    installed constant oid := (SELECT oid FROM pg_namespace WHERE nspname = current_setting('mpp.schema'));
+    statement text;
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'mpp-controller control'
+    ) THEN
+        RAISE EXCEPTION 'a controller is connected to this database: stop it first';
+    END IF;
+
+    -- All of a kind in one statement, because they use one another.
+    FOR statement IN
+        SELECT format('DROP VIEW %s', string_agg(oid::regclass::text, ', '))
+        FROM pg_class WHERE relnamespace = installed AND relkind = 'v' AND relname ~ '^mpp_'
+        HAVING count(*) > 0
+        UNION ALL
+        SELECT format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass)
+        FROM pg_trigger JOIN pg_class AS c ON c.oid = tgrelid
+        WHERE c.relnamespace = installed AND c.relname ~ '^mpp_' AND NOT tgisinternal
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+    FOR statement IN
+        SELECT format('DROP ROUTINE %s', string_agg(oid::regprocedure::text, ', '))
+        FROM pg_proc WHERE pronamespace = installed AND proname ~ '^mpp_'
+        HAVING count(*) > 0
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+    FOR statement IN
+        SELECT format('DROP TABLE %s', string_agg(oid::regclass::text, ', '))
+        FROM pg_class WHERE relnamespace = installed AND relkind = 'r' AND relname ~ '^mpp_'
+        HAVING count(*) > 0
+        UNION ALL
+        -- The schema in which migrate keeps its own table.
+        SELECT format('DROP SCHEMA %I CASCADE', nspname)
+        FROM pg_namespace
+        WHERE nspname IN (
+            'mpp_migrations_' || current_setting('mpp.schema'),
+            'mpp_migrations_' || left(encode(sha256(convert_to(current_setting('mpp.schema'), 'UTF8')), 'hex'), 32))
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+END
+$uninstall$;
+COMMIT;`;
+}
+
+/** The SQL that takes the rights of the roles in one database away, on objects of others as well. */
+export const UNINSTALL_RIGHTS = `BEGIN;
+SET LOCAL citus.enable_ddl_propagation = off;
+-- The rights that the roles were given in this database, on functions of Citus as well.
+DROP OWNED BY mpp_client, mpp_operator, mpp_controller;
+COMMIT;`;
+
+/** The SQL that drops the roles, once no database of the server has rights of theirs. */
+export const UNINSTALL_ROLES = `BEGIN;
+SET LOCAL citus.enable_ddl_propagation = off;
+DROP ROLE mpp_client, mpp_operator, mpp_controller;
+COMMIT;`;

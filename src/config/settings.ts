@@ -1,15 +1,22 @@
 import { z } from 'zod';
-import { connectionFromUrl } from '../postgres/connection/database-url.js';
-import { ConfigError } from '../errors.js';
-import { LOG_LEVELS } from '../logger.js';
 import {
+  connectionFromUrl,
   nodeCredentials,
   type NodeCredentials,
   nodeInDatabase,
-} from '../postgres/node-connection.js';
+} from '../postgres/connection/database-url.js';
+import { ConfigError } from '../errors.js';
+import { LOG_LEVELS } from '../logger.js';
 import type { Connection } from '../postgres/session.js';
-import { isEndpoints, parseEndpoints } from './endpoints.js';
-import { choice, duration, host, isSchemaName, optional } from './forms.js';
+import {
+  isEndpoints,
+  parseEndpoints,
+  choice,
+  duration,
+  host,
+  isSchemaName,
+  optional,
+} from './forms.js';
 
 /** One setting: an environment variable and the flag of the same name. */
 export interface Setting<T> {

@@ -4,9 +4,7 @@ import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abs
 import { componentLogger, type Logger } from '../logger.js';
 import type { ServerIdentity } from '../postgres/identity.js';
 import { Listener } from '../postgres/listener.js';
-import { LoginGate } from '../postgres/login-gate.js';
-import { createPool } from '../postgres/pool.js';
-import type { SessionBudget } from '../postgres/session-budget.js';
+import { LoginGate, createPool, type SessionBudget } from '../postgres/pool.js';
 import { OtherDatabases } from '../databases/other-databases.js';
 import { Topology } from '../topology/topology.js';
 import { within } from '../wait.js';

@@ -1,5 +1,5 @@
 import type { ChangeBlocker } from '../mpp/abstract.js';
-import { Loop } from '../loop.js';
+import { Loop } from '../wait.js';
 
 const LOOK_MS = 250;
 /** How long a transaction may block a change before the log names it, in milliseconds. */

@@ -1,5 +1,5 @@
 import type { Node, Step, Transition } from '../mpp/abstract.js';
-import type { Queryable } from '../postgres/queryable.js';
+import type { Queryable } from '../postgres/queries.js';
 import { addDetail, isCancelled, isTaken } from '../postgres/sqlstate.js';
 import {
   addFollowUp,
@@ -11,14 +11,12 @@ import {
   recordChange,
   requeueTasks,
 } from '../tasks/finish.js';
-import { type Task } from '../tasks/task.js';
+import type { Task } from '../tasks/task.js';
 import { type Address, formatAddress, sameAddress } from '../address.js';
 import { within } from '../wait.js';
 import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './bounds.js';
 import { ChangeWatch, NAMED_AFTER_MS } from './change-watch.js';
-import type { Hold } from './holds.js';
-import { describeGroup, primaryOf } from './nodes.js';
-import { persist, persistRows } from './persist.js';
+import { type Hold, describeGroup, primaryOf } from './holds.js';
 import { leaveUnconfirmed } from './failure.js';
 import type { Unconfirmed } from './verification.js';
 import {
@@ -30,6 +28,8 @@ import {
   rowsUnchanged,
   type Work,
   type Workplace,
+  persist,
+  persistRows,
 } from './work.js';
 
 const LOCKED_DELAY_MS = 100;

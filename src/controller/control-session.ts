@@ -1,13 +1,11 @@
 import type pg from 'pg';
 import type { AbstractMPP, AbstractMPPHandler } from '../mpp/abstract.js';
-import { closeSession } from '../postgres/close.js';
+import { closeSession, eachServer, openOnServer, type Connection } from '../postgres/session.js';
 import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
 import { checkMigrated, refuseNewer } from '../postgres/migrate.js';
 import { refuseReadOnly } from '../postgres/connection/target.js';
-import { eachServer, openOnServer, type Connection } from '../postgres/session.js';
 import { within } from '../wait.js';
-import { Leadership, type Attempt } from './leadership.js';
-import { refuseOtherSchema } from './leadership-blockers.js';
+import { Leadership, type Attempt, refuseOtherSchema } from './leadership.js';
 
 /** The SQL contract that a process works by. */
 export interface Contract {

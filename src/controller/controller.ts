@@ -11,7 +11,7 @@ import {
   readServerConnections,
   type ServerConnections,
   type SessionBudget,
-} from '../postgres/session-budget.js';
+} from '../postgres/pool.js';
 import { errorText, tryLast } from '../postgres/session.js';
 import { NewerCoordinatorWatch } from '../topology/newer-coordinator.js';
 import { checkTopology } from '../topology/topology.js';

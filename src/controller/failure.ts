@@ -1,13 +1,12 @@
 import type pg from 'pg';
 import type { Pool } from 'pg';
-import type { Verdict } from '../mpp/node-answer.js';
-import { errorText } from '../postgres/session.js';
 import { sqlState } from '../postgres/sqlstate.js';
 import { type Attempt, attemptOf, endTasks, requeueTasks } from '../tasks/finish.js';
+import type { Verdict } from '../mpp/node-answer.js';
+import { errorText } from '../postgres/session.js';
 import type { Task } from '../tasks/task.js';
 import { retryDelay, unconfirmedDelay } from './bounds.js';
-import { persistRows } from './persist.js';
-import { type Outcome, requeue, type Work, type Workplace } from './work.js';
+import { type Outcome, persistRows, requeue, type Work, type Workplace } from './work.js';
 
 /** A task that an error ended, and what else ends with it. */
 export interface Failure {

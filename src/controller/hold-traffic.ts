@@ -1,10 +1,9 @@
 import type { Node, Transition } from '../mpp/abstract.js';
 import { attemptOf, markHolding, markReason } from '../tasks/finish.js';
-import { pauseOf } from '../tasks/pause.js';
+import { pauseOf } from '../tasks/task.js';
 import { formatAddress } from '../address.js';
 import { boundsOf, growingDelay } from './bounds.js';
 import type { Hold } from './holds.js';
-import { persistRows } from './persist.js';
 import {
   putBack,
   ROWS_CHANGED,
@@ -12,6 +11,7 @@ import {
   type Outcome,
   type Work,
   type Workplace,
+  persistRows,
 } from './work.js';
 
 type HoldTransition = Extract<Transition, { kind: 'hold' }>;

@@ -2,16 +2,20 @@ import type { HeldNode, Node, Prefetch, Transition } from '../mpp/abstract.js';
 import type { Logger } from '../logger.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { attemptOf, endTasks } from '../tasks/finish.js';
-import { pauseOf } from '../tasks/pause.js';
-import type { Task } from '../tasks/task.js';
+import { pauseOf, type Task } from '../tasks/task.js';
 import { boundsOf, groupBusyDelay, growingDelay, heldRetryDelay, watchdogMs } from './bounds.js';
 import { commitChange, movesPrimary } from './commit-change.js';
 import { failureText, leaveUnconfirmed, recordFailure } from './failure.js';
-import { beginGroupSession, groupLocker, type GroupSession } from './group-session.js';
+import { beginGroupSession, groupLocker, type GroupSession, type Hold } from './holds.js';
 import { holdTraffic } from './hold-traffic.js';
-import type { Hold } from './holds.js';
-import { persistRows } from './persist.js';
-import { locksNodes, requeue, type Outcome, type Work, type Workplace } from './work.js';
+import {
+  locksNodes,
+  requeue,
+  type Outcome,
+  type Work,
+  type Workplace,
+  persistRows,
+} from './work.js';
 
 type Answer = Extract<Transition, { kind: 'discard' | 'fail' | 'nothing' }>;
 

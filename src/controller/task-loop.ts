@@ -2,18 +2,16 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Pool, PoolClient } from 'pg';
 import { type Logger, OncePerChange } from '../logger.js';
 import type { AbstractMPP, AbstractMPPHandler, TrafficControl } from '../mpp/abstract.js';
-import { remedyOf } from '../postgres/remedy.js';
+import { remedyOf } from '../postgres/sqlstate.js';
 import { errorText } from '../postgres/session.js';
 import { type Claimed, claimTask, othersWait } from '../tasks/claim.js';
 import { endTasks, readRelease, readUnfinishedChange, stillHolding } from '../tasks/finish.js';
-import { takeBack } from '../tasks/sweep.js';
+import { takeBack, Expiry } from '../tasks/sweep.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { WakeUp } from '../wait.js';
-import { Expiry } from './expiry.js';
 import { type Hold, Holds } from './holds.js';
-import { persistRows } from './persist.js';
 import { Processor } from './processor.js';
-import { type Outcome, Turn, type Workplace } from './work.js';
+import { type Outcome, Turn, type Workplace, persistRows } from './work.js';
 
 interface TaskLoopOptions extends Pick<Workplace, 'otherDatabases' | 'verification'> {
   readonly db: Pool;

@@ -1,9 +1,8 @@
 import { DatabaseStateError, MppError, UnreachableError } from '../errors.js';
 import { type Logger, OncePerChange } from '../logger.js';
-import { remedyOf } from '../postgres/remedy.js';
-import { loginDelay } from '../postgres/login-gate.js';
+import { remedyOf, isLoginRefused, isSessionLost, sqlState } from '../postgres/sqlstate.js';
+import { loginDelay } from '../postgres/pool.js';
 import { errorText } from '../postgres/session.js';
-import { isLoginRefused, isSessionLost, sqlState } from '../postgres/sqlstate.js';
 
 /** What kept a controller from working, by what can be done about it. */
 export type Trouble =

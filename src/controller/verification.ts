@@ -10,13 +10,13 @@ import {
 } from '../mpp/node-answer.js';
 import type { Logger } from '../logger.js';
 import type { ServerIdentity } from '../postgres/identity.js';
-import type { NodeCredentials } from '../postgres/node-connection.js';
-import type { Queryable } from '../postgres/queryable.js';
+import type { NodeCredentials } from '../postgres/connection/database-url.js';
+import type { Queryable } from '../postgres/queries.js';
 import { CHECK_MS, NodeChecker } from '../topology/node-checker.js';
 import { confirmSystem, learnSystem, readSystem, SystemLearner } from '../topology/systems.js';
-import { type Task } from '../tasks/task.js';
+import type { Task } from '../tasks/task.js';
 import { formatAddress, sameAddress, type Address } from '../address.js';
-import { primaryOf } from './nodes.js';
+import { primaryOf } from './holds.js';
 
 interface VerificationOptions {
   readonly db: Queryable;

@@ -1,4 +1,4 @@
-import type { Queryable } from '../postgres/queryable.js';
+import type { Queryable } from '../postgres/queries.js';
 import type { Attempt } from '../tasks/finish.js';
 
 /** What a look into this database says of a report that waits for the other databases. */

@@ -1,8 +1,13 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { Sightings, type AwaitedBlocker } from './decisions.js';
+import {
+  Sightings,
+  type AwaitedBlocker,
+  partsOf,
+  type Vertex,
+  type WaitGraph,
+} from './decisions.js';
 import type { LockSession } from './lock-session.js';
 import type { BlockingSession, Server } from './server.js';
-import { partsOf, type Vertex, type WaitGraph } from './wait-graph.js';
 import type { Watch } from './watch.js';
 
 /** A blocker that was not seen for so long has gone on meanwhile, in milliseconds; a busy server is slow. */

@@ -1,12 +1,10 @@
 import type { ClientBase } from 'pg';
 import { SessionLostError } from '../errors.js';
 import { isVictim, sqlState } from '../postgres/sqlstate.js';
-import { within } from '../wait.js';
-import type { Condition } from './condition.js';
-import { Interrupter } from './interrupter.js';
+import { within, type Condition } from '../wait.js';
+import { Interrupter, type Server } from './server.js';
 import { covers, type Lock } from './lock.js';
 import { Savepoints } from './savepoints.js';
-import type { Server } from './server.js';
 
 /** What the owner of a session knows of the locks that the session has. */
 export interface LockOwner {

@@ -1,6 +1,6 @@
 import type { Pool } from 'pg';
 import { SERVER_GRACE_MS, Transaction, type Bounds } from '../postgres/transaction.js';
-import { Condition } from './condition.js';
+import { Condition } from '../wait.js';
 import { covers, type Lock } from './lock.js';
 import { inTime, LockSession, type LockOwner } from './lock-session.js';
 import { FIRST_SAVEPOINT } from './savepoints.js';

@@ -2,7 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { SessionLostError } from '../errors.js';
 import type { LockSession } from './lock-session.js';
 import type { Server } from './server.js';
-import { partsOf, WaitGraph, type Edge, type OwnSession, type Vertex } from './wait-graph.js';
+import { partsOf, WaitGraph, type Edge, type OwnSession, type Vertex } from './decisions.js';
 
 /** A lock that is free is granted within a moment; a server is not asked before, in milliseconds. */
 const UNWATCHED_MS = 1;

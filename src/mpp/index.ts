@@ -1,6 +1,5 @@
-import type { AbstractMPP } from './abstract.js';
+import type { AbstractMPP, MPPSettings } from './abstract.js';
 import { createCitus } from './citus/citus.js';
-import type { MPPSettings } from './setup.js';
 
 /**
  * The MPP database that the settings name. There is one kind so far, Citus; nothing outside this

@@ -1,8 +1,7 @@
 import createSubscriber, { type Subscriber } from 'pg-listen';
 import { within } from '../wait.js';
-import { CLOSE_MS, Sockets } from './close.js';
-import type { LoginGate } from './login-gate.js';
-import { sessionConfig, type Connection } from './session.js';
+import { CLOSE_MS, Sockets, sessionConfig, type Connection } from './session.js';
+import type { LoginGate } from './pool.js';
 
 interface ListenerOptions {
   readonly connection: Connection;

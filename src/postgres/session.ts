@@ -1,19 +1,19 @@
 import { Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
 import pg from 'pg';
-import { ConfigError, DatabaseStateError, UnreachableError } from '../errors.js';
-import { closeSession } from './close.js';
+import { UnreachableError, ConfigError, DatabaseStateError } from '../errors.js';
+import { within } from '../wait.js';
+import { sqlState } from './sqlstate.js';
 import {
   checkTarget,
   formatServer,
   type ServerAddress,
   type TargetSessionAttrs,
 } from './connection/target.js';
-import { guardMessages } from './connection/message-guard.js';
+import { guardMessages, ServerStream } from './connection/stream.js';
 import { defaultPasswordFile, passwordFromFile } from './connection/password.js';
-import { ServerStream } from './connection/stream.js';
 import type { TlsPolicy } from './connection/tls.js';
 import { nameSchema } from './schema-name.js';
-import { sqlState } from './sqlstate.js';
 
 /** Where the database is and as whom: what node-postgres takes but for the names that it sets, and more. */
 export interface Connection extends Omit<
@@ -278,3 +278,114 @@ export function errorText(error: unknown): string {
   const line = text.slice(0, 4 * MOST_TEXT).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\s]+/gu, ' ');
   return line.length > MOST_TEXT ? `${line.slice(0, MOST_TEXT)} …` : line;
 }
+
+/** How long a peer may take to say goodbye, in milliseconds. One that has vanished never does. */
+export const CLOSE_MS = 1_000;
+
+/** Closes a session: asks the server first, and destroys the socket when that takes too long. Never throws. */
+export async function closeSession(client: pg.Client, ms = CLOSE_MS): Promise<void> {
+  try {
+    await within(
+      ms,
+      client.end().catch(() => undefined),
+      undefined,
+    );
+  } finally {
+    client.connection.stream.destroy();
+  }
+}
+
+/** Sockets of sessions that another library opens, so that they can be destroyed whatever it waits for. */
+export class Sockets {
+  readonly #create: () => Duplex;
+  readonly #open = new Set<Duplex>();
+
+  /** @param config of the sessions, whose own stream may encrypt */
+  constructor({ stream }: Pick<pg.ClientConfig, 'stream'>) {
+    this.#create = () => stream?.() ?? new Socket();
+  }
+
+  /** For `stream` in the configuration of a node-postgres client. */
+  readonly create = (): Duplex => {
+    const socket = this.#create();
+    this.#open.add(socket);
+    socket.once('close', () => this.#open.delete(socket));
+    return socket;
+  };
+
+  /** Resolves once all of them are closed, by themselves within `ms` or else destroyed. */
+  async close(ms: number): Promise<void> {
+    const closed = [...this.#open].map(
+      (socket) => new Promise<void>((resolve) => void socket.once('close', () => resolve())),
+    );
+    await within(ms, Promise.all(closed), undefined);
+    this.destroy();
+  }
+
+  destroy(): void {
+    for (const socket of this.#open) socket.destroy();
+  }
+}
+
+/**
+ * Opens a session in the database of `connection`, which is made where it is missing.
+ *
+ * @throws UnreachableError; whatever PostgreSQL says when it cannot be made
+ */
+export async function openDatabase(
+  connection: Connection,
+): Promise<{ client: pg.Client; made: boolean }> {
+  let made = false;
+  const client = await openSession(connection, 'bootstrap').catch(async (error: unknown) => {
+    if (!isMissingDatabase(error)) throw error;
+    made = await createDatabase(connection, connection.database ?? connection.user ?? '');
+    return openSession(connection, 'bootstrap');
+  });
+  return { client, made };
+}
+
+/**
+ * Chooses one of several servers, for what opens sessions time and again and must find the same. Its database
+ * may have yet to be made.
+ *
+ * @throws UnreachableError
+ */
+export async function chooseServer(connection: Connection): Promise<Connection> {
+  if (connection.servers === undefined) return connection;
+  const opened = await openOnServer(connection, 'bootstrap').catch((error: unknown) => {
+    if (!isMissingDatabase(error)) throw error;
+    return openOnServer({ ...connection, database: 'postgres' }, 'bootstrap');
+  });
+  await opened.client.end().catch(() => undefined);
+  return eachServer(connection)[opened.index] ?? connection;
+}
+
+/** True for a session that was refused because its database is not there. */
+export function isMissingDatabase(error: unknown): boolean {
+  return error instanceof UnreachableError && sqlState(error.cause) === UNDEFINED_DATABASE;
+}
+
+/** @returns false when another session made it first */
+async function createDatabase(connection: Connection, database: string): Promise<boolean> {
+  const client = await openSession({ ...connection, database: 'postgres' }, 'bootstrap');
+  try {
+    const { rows } = await client.query<{ statement: string }>(
+      "SELECT format('CREATE DATABASE %I', $1::text) AS statement",
+      [database],
+    );
+    for (const { statement } of rows) await client.query(statement);
+    return true;
+  } catch (error) {
+    if (isDuplicate(error)) return false;
+    throw error;
+  } finally {
+    await closeSession(client);
+  }
+}
+
+/** Two who make the same thing at once: the slower one finds it, or runs into the catalog's index. */
+export function isDuplicate(error: unknown): boolean {
+  return ['42P04', '42710', '23505'].includes(sqlState(error) ?? '');
+}
+
+const UNDEFINED_DATABASE = '3D000';

@@ -1,6 +1,6 @@
 import pg, { type Pool, type PoolClient, type QueryResult } from 'pg';
 import { SessionLostError } from '../errors.js';
-import { again } from './again.js';
+import { again } from './queries.js';
 import { applicationName, errorText } from './session.js';
 import { isSessionLost } from './sqlstate.js';
 

@@ -1,6 +1,6 @@
-import type { Queryable } from '../postgres/queryable.js';
-import { type Pause, type Task, type TaskEvent } from './task.js';
+import type { Queryable } from '../postgres/queries.js';
 import { parseAddress } from '../address.js';
+import type { Pause, Task, TaskEvent } from './task.js';
 
 /** Which groups a claim may look at. */
 interface ClaimScope {

@@ -1,5 +1,5 @@
 import type { ClientBase } from 'pg';
-import type { Queryable } from '../postgres/queryable.js';
+import type { Queryable } from '../postgres/queries.js';
 import type { Task, TaskEnd } from './task.js';
 
 /** Names one attempt at one task: a controller that lost it to another changes nothing. */

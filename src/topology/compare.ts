@@ -1,4 +1,4 @@
-import type { Queryable } from '../postgres/queryable.js';
+import type { Queryable } from '../postgres/queries.js';
 
 /** A task that the comparison made. */
 interface MadeTask {

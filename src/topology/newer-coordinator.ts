@@ -1,12 +1,11 @@
 import type pg from 'pg';
 import { DatabaseStateError } from '../errors.js';
-import { Loop } from '../loop.js';
+import { Loop, within } from '../wait.js';
 import { readStanding, type ServerIdentity } from '../postgres/identity.js';
-import { nodeConnection, type NodeCredentials } from '../postgres/node-connection.js';
+import { nodeConnection, type NodeCredentials } from '../postgres/connection/database-url.js';
 import { nameSchema } from '../postgres/schema-name.js';
 import { type Connection, eachServer, openSession } from '../postgres/session.js';
 import { type Address, formatAddress } from '../address.js';
-import { within } from '../wait.js';
 
 /** A server of the same cluster that takes writes, on a later timeline: it was promoted after this one. */
 interface NewerCoordinator {

@@ -1,8 +1,8 @@
 import { componentLogger } from '../logger.js';
-import type { Queryable } from '../postgres/queryable.js';
+import type { Queryable } from '../postgres/queries.js';
 import { errorText } from '../postgres/session.js';
-import { Loop } from '../loop.js';
-import type { SourceContext, TopologySource } from './source.js';
+import { Loop } from '../wait.js';
+import type { SourceContext, TopologySource } from './members.js';
 
 interface OtherDatabaseMembersOptions extends SourceContext {
   readonly database: string;

@@ -1,7 +1,7 @@
 import type { Logger } from '../logger.js';
-import { Loop } from '../loop.js';
+import { Loop } from '../wait.js';
 import { isOfOtherGroup, type KnownSystem } from '../mpp/node-answer.js';
-import type { Queryable } from '../postgres/queryable.js';
+import type { Queryable } from '../postgres/queries.js';
 import { errorText } from '../postgres/session.js';
 import { type Address, formatAddress } from '../address.js';
 import type { NodeChecker } from './node-checker.js';

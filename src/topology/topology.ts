@@ -3,17 +3,20 @@ import { formatDuration } from '../config/forms.js';
 import { ConfigError } from '../errors.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../logger.js';
-import type { Queryable } from '../postgres/queryable.js';
+import type { Queryable } from '../postgres/queries.js';
 import { errorText } from '../postgres/session.js';
+import { Loop } from '../wait.js';
 import { compareMembers, type Problem } from './compare.js';
-import { Loop } from '../loop.js';
-import { announceSettings, pruneMembers } from './members.js';
-import { Patroni } from './patroni/patroni.js';
-import { reportOurselves } from './ourselves.js';
-import { readAuthority } from './patroni/client.js';
-import { Probe } from './probe/probe.js';
+import {
+  announceSettings,
+  pruneMembers,
+  type SourceContext,
+  type TopologySource,
+} from './members.js';
+import { Patroni, readAuthority } from './patroni.js';
+import { reportOurselves } from './node-checker.js';
+import { Probe } from './probe.js';
 import { OtherDatabaseMembers } from './other-database-members.js';
-import type { SourceContext, TopologySource } from './source.js';
 
 /** The settings that it reads. */
 type TopologySettings = Pick<

@@ -2,7 +2,7 @@ import type { Client } from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import { applyMigrations } from '../../src/postgres/migrate.js';
 import { bookkeepingSchema } from '../../src/postgres/schema-name.js';
-import { MIGRATION_SETTINGS } from '../../src/postgres/migration-settings.js';
+import { MIGRATION_SETTINGS } from '../../src/postgres/migration-session.js';
 import { sqlState } from '../../src/postgres/sqlstate.js';
 import { openSession } from '../../src/postgres/session.js';
 import { contractObjects } from '../kit/contract-objects.js';

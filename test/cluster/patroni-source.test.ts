@@ -6,8 +6,7 @@ import pino from 'pino';
 import { afterAll, afterEach, beforeAll, describe, expect, inject, it } from 'vitest';
 import { createPool } from '../../src/postgres/pool.js';
 import { NODES_QUERY } from '../../src/mpp/citus/nodes.js';
-import { Patroni } from '../../src/topology/patroni/patroni.js';
-import type { Access } from '../../src/topology/patroni/client.js';
+import { Patroni, type Access } from '../../src/topology/patroni.js';
 import { ContractServer, type ContractDatabase } from '../kit/contract.js';
 import {
   RestServer,

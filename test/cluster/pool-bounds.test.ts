@@ -1,8 +1,7 @@
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import { PoolBusyError } from '../../src/errors.js';
-import { closeSession } from '../../src/postgres/close.js';
+import { closeSession, openSession } from '../../src/postgres/session.js';
 import { createPool, type PoolOptions } from '../../src/postgres/pool.js';
-import { openSession } from '../../src/postgres/session.js';
 import { FaultProxy } from '../kit/faults/proxy.js';
 import { TestBed, type Server } from '../kit/servers/index.js';
 

@@ -1,11 +1,10 @@
 import type { Client } from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import { markPresent } from '../../src/controller/presence.js';
-import { installWrappers } from '../../src/mpp/citus/wrappers.js';
+import { installWrappers } from '../../src/mpp/citus/rights.js';
 import { claimTask } from '../../src/tasks/claim.js';
 import { endTasks, markHolding, pruneTasks } from '../../src/tasks/finish.js';
-import { keepLimits } from '../../src/tasks/limits.js';
-import { expire, takeBack } from '../../src/tasks/sweep.js';
+import { keepLimits, expire, takeBack } from '../../src/tasks/sweep.js';
 import {
   announceSettings,
   pruneMembers,

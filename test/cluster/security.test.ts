@@ -1,6 +1,6 @@
 import type { Client } from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
-import { installWrappers } from '../../src/mpp/citus/wrappers.js';
+import { installWrappers } from '../../src/mpp/citus/rights.js';
 import {
   type ContractDatabase,
   ContractServer,

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, inject, it } from 'vitest';
-import { applyGucs } from '../../src/mpp/citus/gucs-apply.js';
+import { applyGucs } from '../../src/mpp/citus/gucs.js';
 import { runCli } from '../kit/cli.js';
 import { TestBed, type Server } from '../kit/servers/index.js';
 

@@ -2,7 +2,7 @@ import type { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import { claimTask } from '../../src/tasks/claim.js';
 import { completeTasks, endTasks, markHolding } from '../../src/tasks/finish.js';
-import { keepLimits } from '../../src/tasks/limits.js';
+import { keepLimits } from '../../src/tasks/sweep.js';
 import {
   type ContractDatabase,
   ContractServer,

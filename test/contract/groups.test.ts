@@ -1,6 +1,6 @@
 import type { Client } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
-import { keepLimits } from '../../src/tasks/limits.js';
+import { keepLimits } from '../../src/tasks/sweep.js';
 import {
   type ContractDatabase,
   ContractServer,

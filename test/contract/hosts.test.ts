@@ -3,7 +3,7 @@ import type { Client } from 'pg';
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
 import { loadSettings } from '../../src/config/settings.js';
 import { isHost, plainHost } from '../../src/address.js';
-import { readAnswer } from '../../src/topology/patroni/patroni.js';
+import { readAnswer } from '../../src/topology/patroni.js';
 import {
   callStatement,
   ContractServer,

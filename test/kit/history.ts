@@ -1,7 +1,7 @@
 import type { Client } from 'pg';
 import { NODES_QUERY } from '../../src/mpp/citus/nodes.js';
 import { lookHere, lookThere } from '../../src/databases/waiting.js';
-import { readOutbox } from '../../src/databases/outbox.js';
+import { readOutbox } from '../../src/databases/other-databases.js';
 import { claimTask, othersWait } from '../../src/tasks/claim.js';
 import { expire, takeBack } from '../../src/tasks/sweep.js';
 import { endTasks, markHolding, pruneTasks, requeueTasks } from '../../src/tasks/finish.js';

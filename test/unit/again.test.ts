@@ -1,7 +1,7 @@
 import type { Pool } from 'pg';
 import { describe, expect, it, vi } from 'vitest';
 import { SessionLostError } from '../../src/errors.js';
-import { queryAgain, queryOnce } from '../../src/postgres/again.js';
+import { queryAgain, queryOnce } from '../../src/postgres/queries.js';
 import { failure } from '../kit/faults/backend.js';
 
 const ENDED = failure('57P01');

@@ -7,7 +7,7 @@ import {
   preloadsCitus,
   type CurrentGucs,
 } from '../../src/mpp/citus/gucs.js';
-import type { GucState, WantedGucs } from '../../src/mpp/setup.js';
+import type { GucState, WantedGucs } from '../../src/mpp/abstract.js';
 
 const RIGHT: CurrentGucs['values'] = {
   shared_preload_libraries: 'citus',

@@ -2,9 +2,8 @@ import { getEventListeners } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { linkSignals } from '../../src/wait.js';
-import { Loop } from '../../src/loop.js';
-import { getJson } from '../../src/topology/patroni/client.js';
+import { linkSignals, Loop } from '../../src/wait.js';
+import { getJson } from '../../src/topology/patroni.js';
 
 /** What a long-lived signal keeps of those that were made from it. */
 function kept(signal: AbortSignal): number {

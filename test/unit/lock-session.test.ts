@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { Condition } from '../../src/locks/condition.js';
+import { Condition } from '../../src/wait.js';
 import type { Lock } from '../../src/locks/lock.js';
 import { LockSession, type LockOwner } from '../../src/locks/lock-session.js';
 import { Server } from '../../src/locks/server.js';

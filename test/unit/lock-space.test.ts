@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { LockSpace } from '../../src/mpp/citus/pause/node.js';
+import { LockSpace } from '../../src/mpp/citus/pause/nodes.js';
 
 describe('LockSpace', () => {
   it('tells each what all the others have claimed', () => {

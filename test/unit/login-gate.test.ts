@@ -1,6 +1,6 @@
 import pg from 'pg';
 import { describe, expect, it } from 'vitest';
-import { LoginGate } from '../../src/postgres/login-gate.js';
+import { LoginGate } from '../../src/postgres/pool.js';
 
 function refusal(code: string): pg.DatabaseError {
   const error = new pg.DatabaseError('refused', 1, 'error');

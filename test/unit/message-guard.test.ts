@@ -1,6 +1,6 @@
 import { Duplex } from 'node:stream';
 import { describe, expect, it } from 'vitest';
-import { guardMessages, MessageScanner } from '../../src/postgres/connection/message-guard.js';
+import { guardMessages, MessageScanner } from '../../src/postgres/connection/stream.js';
 
 function message(type: string, body: string | Buffer, length?: number): Buffer {
   const bytes = Buffer.from(body);

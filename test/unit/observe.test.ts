@@ -2,7 +2,7 @@ import pg from 'pg';
 import { pino } from 'pino';
 import { describe, expect, it } from 'vitest';
 import { componentLogger, OncePerChange } from '../../src/logger.js';
-import { remedyOf } from '../../src/postgres/remedy.js';
+import { remedyOf } from '../../src/postgres/sqlstate.js';
 import { UnreachableError } from '../../src/errors.js';
 
 function capture(base: object | null = { pid: 1 }): { lines: string[]; logger: pino.Logger } {

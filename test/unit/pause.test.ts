@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { pauseOf } from '../../src/tasks/pause.js';
+import { pauseOf } from '../../src/tasks/task.js';
 
 describe('pauseOf', () => {
   it.each([

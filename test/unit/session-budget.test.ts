@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { divideSessions, LEAST_SESSIONS } from '../../src/postgres/session-budget.js';
+import { divideSessions, LEAST_SESSIONS } from '../../src/postgres/pool.js';
 
 describe('the sessions of a controller', () => {
   it('are at most what is asked for and half of what the server has, and never too few for one hold', () => {

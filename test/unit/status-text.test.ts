@@ -1,6 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import type { Status } from '../../src/commands/status-read.js';
-import { statusText } from '../../src/commands/status.js';
+import { type Status, statusText } from '../../src/commands/status.js';
 
 const NOTHING: Status = {
   backlog: 0,

@@ -8,7 +8,7 @@ import {
   type Edge,
   type OwnSession,
   type Vertex,
-} from '../../src/locks/wait-graph.js';
+} from '../../src/locks/decisions.js';
 
 const A = vertexOf('1', 10);
 const B = vertexOf('2', 20);

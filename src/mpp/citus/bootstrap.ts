@@ -1,14 +1,18 @@
 import type pg from 'pg';
 import { DatabaseStateError, MppError, UnreachableError } from '../../errors.js';
-import { closeSession } from '../../postgres/close.js';
-import { isDuplicate, openDatabase } from '../../postgres/database.js';
+import {
+  closeSession,
+  errorText,
+  openSession,
+  isDuplicate,
+  openDatabase,
+} from '../../postgres/session.js';
 import { applyMigrations } from '../../postgres/migrate.js';
-import { errorText, openSession } from '../../postgres/session.js';
 import { isSessionLost, sqlState } from '../../postgres/sqlstate.js';
-import type { BootstrapOptions, StepReport } from '../setup.js';
-import { refuseWorker } from './coordinator.js';
+import type { BootstrapOptions, StepReport } from '../abstract.js';
+import { refuseWorker } from './nodes.js';
 import { preloadsCitus } from './gucs.js';
-import { installWrappers } from './wrappers.js';
+import { installWrappers } from './rights.js';
 
 /** classid of the advisory lock "this session sets the database up": objid 0; session-level. It belongs to one database. */
 const BOOTSTRAP_LOCK = 1297109067;

@@ -1,5 +1,198 @@
-import type { ClientBase } from 'pg';
-import { WRAPPER_SIGNATURES } from './wrappers.js';
+import pg, { type ClientBase } from 'pg';
+
+interface Wrapper {
+  readonly name: string;
+  /** With names, as CREATE FUNCTION has them. */
+  readonly parameters: string;
+  /** Types alone, as oidvectortypes() writes them. */
+  readonly types: string;
+  readonly returns: string;
+  readonly body: string;
+  readonly comment: string;
+}
+
+/** The checks of all three. What Citus makes of other values is not tried with a superuser's rights. */
+const CHECK_ADDRESS = `
+  IF host IS NULL OR octet_length(host) > 255 OR host !~ '^[A-Za-z0-9_:/][A-Za-z0-9._:/~@%+=#-]*$' THEN
+    RAISE EXCEPTION 'not a host: %', quote_nullable(left(host, 60)) USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  IF port IS NULL OR port NOT BETWEEN 1 AND 65535 THEN
+    RAISE EXCEPTION 'port % is outside 1-65535', coalesce(port::text, 'NULL') USING ERRCODE = 'invalid_parameter_value';
+  END IF;`;
+
+/**
+ * Functions that do what Citus allows to superusers alone, with the rights of the superuser who installs
+ * them. They call nothing but PostgreSQL's and Citus's own functions: any other of the schema belongs to
+ * the schema's owner, who would run code as a superuser in this way.
+ */
+const WRAPPERS: readonly Wrapper[] = [
+  {
+    name: 'mpp_add_node',
+    parameters: 'host text, port integer, groupid integer, role text',
+    types: 'text, integer, integer, text',
+    returns: 'integer',
+    body: `
+BEGIN
+  ${CHECK_ADDRESS.trim()}
+  IF groupid IS NULL OR groupid < 0 THEN
+    RAISE EXCEPTION 'group % is not a group', coalesce(groupid::text, 'NULL') USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  IF role IS NULL OR role NOT IN ('primary', 'secondary') THEN
+    RAISE EXCEPTION 'unknown role %', quote_nullable(left(role, 60)) USING ERRCODE = 'invalid_parameter_value';
+  END IF;
+  RETURN pg_catalog.citus_add_node(host, port, groupid, role::pg_catalog.noderole);
+END
+`,
+    comment: 'citus_add_node with the rights of a superuser, for members of mpp_controller.',
+  },
+  {
+    name: 'mpp_remove_node',
+    parameters: 'host text, port integer',
+    types: 'text, integer',
+    returns: 'void',
+    body: `
+BEGIN
+  ${CHECK_ADDRESS.trim()}
+  IF EXISTS (
+    SELECT
+    FROM pg_catalog.pg_dist_node AS n
+    WHERE n.nodename = host AND n.nodeport = port
+      AND (n.noderole <> 'secondary' OR n.nodecluster <> 'default'))
+  THEN
+    RAISE EXCEPTION 'node %:% is no secondary of the default cluster: only a superuser removes it', host, port
+      USING ERRCODE = 'insufficient_privilege';
+  END IF;
+  PERFORM pg_catalog.citus_remove_node(host, port);
+END
+`,
+    comment:
+      'citus_remove_node for a secondary with the rights of a superuser, for members of mpp_controller.',
+  },
+  {
+    name: 'mpp_set_coordinator_host',
+    parameters: 'host text, port integer',
+    types: 'text, integer',
+    returns: 'void',
+    body: `
+BEGIN
+  ${CHECK_ADDRESS.trim()}
+  PERFORM pg_catalog.citus_set_coordinator_host(host, port);
+END
+`,
+    comment:
+      'citus_set_coordinator_host with the rights of a superuser, for members of mpp_controller.',
+  },
+];
+
+/** Name and argument types of each. */
+export const WRAPPER_SIGNATURES: readonly Pick<Wrapper, 'name' | 'types'>[] = WRAPPERS;
+
+/**
+ * Installs the wrappers that are missing or not as they are here. The caller must be a superuser, in an
+ * open transaction without propagation of DDL.
+ *
+ * @returns the names of those that were installed now
+ */
+export async function installWrappers(client: pg.ClientBase, schema: string): Promise<string[]> {
+  const installed: string[] = [];
+  for (const wrapper of WRAPPERS) {
+    const { name, types, body } = wrapper;
+    const { rows } = await client.query<{ good: boolean }>(IS_GOOD, [schema, name, types, body]);
+    if (rows[0]?.good === true) continue;
+    await install(client, schema, wrapper);
+    installed.push(name);
+  }
+  return installed;
+}
+
+async function install(client: pg.ClientBase, schema: string, wrapper: Wrapper): Promise<void> {
+  const { name, parameters, types, returns, body, comment } = wrapper;
+  const signature = `${pg.escapeIdentifier(schema)}.${name}(${types})`;
+  // CREATE OR REPLACE would leave it with the owner that it has, who can change it at any time.
+  await client.query(`DROP FUNCTION IF EXISTS ${signature}`);
+  await client.query(`
+    CREATE FUNCTION ${pg.escapeIdentifier(schema)}.${name}(${parameters}) RETURNS ${returns}
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = pg_catalog, pg_temp
+    AS ${pg.escapeLiteral(body)}`);
+  await client.query(`COMMENT ON FUNCTION ${signature} IS ${pg.escapeLiteral(comment)}`);
+  await client.query(`REVOKE ALL ON FUNCTION ${signature} FROM PUBLIC`);
+  await client.query(`GRANT EXECUTE ON FUNCTION ${signature} TO mpp_controller`);
+}
+
+/** Owned by a superuser, for mpp_controller and the owner alone, with this body. */
+const IS_GOOD = `
+  SELECT EXISTS (
+    SELECT
+    FROM pg_proc AS p
+    JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    JOIN pg_roles AS o ON o.oid = p.proowner
+    WHERE n.nspname = $1 AND p.proname = $2 AND oidvectortypes(p.proargtypes) = $3
+      AND p.prosrc = $4
+      AND p.prosecdef
+      AND p.proconfig = ARRAY['search_path=pg_catalog, pg_temp']
+      AND o.rolsuper
+      AND (SELECT array_agg(a.grantee ORDER BY a.grantee) FROM aclexplode(p.proacl) AS a)
+            = (SELECT array_agg(r.oid ORDER BY r.oid) FROM pg_roles AS r WHERE r.oid IN (p.proowner, 'mpp_controller'::regrole))
+  ) AS good`;
+
+/** Which of Citus's functions a call is about, and the wrapper for it. */
+type Superusers = 'citus_add_node' | 'citus_remove_node' | 'citus_set_coordinator_host';
+
+const WRAPPER_OF: Readonly<Record<Superusers, string>> = {
+  citus_add_node: 'mpp_add_node',
+  citus_remove_node: 'mpp_remove_node',
+  citus_set_coordinator_host: 'mpp_set_coordinator_host',
+};
+
+/**
+ * Calls a function that Citus allows to superusers alone: itself where this role is one, else by its
+ * wrapper, else itself again, because another release may allow it.
+ *
+ * @throws Citus's error, and with it what installs the wrapper.
+ */
+export async function callAsSuperuser(
+  session: pg.ClientBase,
+  name: Superusers,
+  values: readonly (string | number)[],
+): Promise<void> {
+  const wrapper = WRAPPERS.find((one) => one.name === WRAPPER_OF[name]);
+  if (wrapper === undefined) throw new Error(`there is no wrapper for ${name}`);
+  const { rows } = await session.query<{ superuser: boolean; installed: boolean }>(WHICH, [
+    wrapper.name,
+    wrapper.types,
+  ]);
+  const { superuser = false, installed = false } = rows[0] ?? {};
+  const types = wrapper.types.split(', ');
+  const places = values.map((_, index) => `$${index + 1}::${types[index] ?? 'text'}`);
+  const isWrapped = !superuser && installed;
+  // The role of a node has a type of its own, which only Citus knows.
+  const args = isWrapped ? places : values.map((_, index) => `$${index + 1}`);
+  const target = isWrapped ? `@mpp.${wrapper.name}` : `pg_catalog.${name}`;
+  try {
+    await session.query({ text: `SELECT ${target}(${args.join(', ')})`, values: [...values] });
+  } catch (error) {
+    if (!superuser && !installed && isRefused(error)) explain(error, name, wrapper.name);
+    throw error;
+  }
+}
+
+const WHICH = `
+  SELECT (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user) AS superuser,
+         @mpp.mpp_is_installed($1::name, $2::text) AS installed`;
+
+/** Citus's own refusal has no SQLSTATE of its own; on the way to other nodes it is PostgreSQL's. */
+function isRefused(error: unknown): error is pg.DatabaseError {
+  return error instanceof pg.DatabaseError && ['42501', 'XX000'].includes(error.code ?? '');
+}
+
+/** The same error: its SQLSTATE decides what becomes of the task. */
+function explain(error: pg.DatabaseError, name: string, wrapper: string): void {
+  const hint = error.hint === undefined ? '' : ` ${error.hint}`;
+  error.message =
+    `Citus lets only a superuser call ${name}: run mpp-controller bootstrap as a superuser, ` +
+    `which installs ${wrapper} for members of mpp_controller. Citus says: ${error.message}.${hint}`;
+}
 
 /** What this role lacks; each list is empty, and each flag false, for a superuser. */
 interface Lacks {

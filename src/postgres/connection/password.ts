@@ -1,6 +1,7 @@
+import { homedir } from 'node:os';
+import { join } from 'node:path';
 import { readFileSync, statSync } from 'node:fs';
 import { ConfigError } from '../../errors.js';
-import { homeFile } from './home.js';
 
 /** What a line of a password file is looked up by. */
 export interface Login {
@@ -89,4 +90,13 @@ const DEFAULT_SOCKETS = ['/tmp', '/var/run/postgresql', '/run/postgresql'];
 
 function hostFits(field: string | undefined, host: string): boolean {
   return fits(field, host) || (DEFAULT_SOCKETS.includes(host) && field === 'localhost');
+}
+
+/** The path of a file below the user's home; where there is no home, of one that does not exist. */
+export function homeFile(...parts: readonly string[]): string {
+  try {
+    return join(homedir(), ...parts);
+  } catch {
+    return join('/nonexistent', ...parts);
+  }
 }

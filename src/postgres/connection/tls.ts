@@ -3,7 +3,7 @@ import { isIP } from 'node:net';
 import { X509Certificate } from 'node:crypto';
 import { createSecureContext, type ConnectionOptions, type SecureVersion } from 'node:tls';
 import { ConfigError } from '../../errors.js';
-import { homeFile } from './home.js';
+import { homeFile } from './password.js';
 import type { Parameters } from './parameters.js';
 
 type SslMode = (typeof MODES)[number];

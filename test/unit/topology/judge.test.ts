@@ -1,8 +1,7 @@
 import pg from 'pg';
 import { describe, expect, it } from 'vitest';
 import { UnreachableError } from '../../../src/errors.js';
-import { classifyFailure, isSuspicious } from '../../../src/topology/probe/failure.js';
-import { judge } from '../../../src/topology/probe/probe.js';
+import { classifyFailure, isSuspicious, judge } from '../../../src/topology/probe.js';
 
 const NODE = { groupid: 1, address: { host: 'a', port: 1 }, registered: 'primary' } as const;
 const ANSWER = {

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { Loop } from '../../../src/loop.js';
+import { Loop } from '../../../src/wait.js';
 
 const NEVER_MS = 1_000_000;
 

@@ -2,7 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { packageRoot } from '../../../src/package-root.js';
-import { readAnswer } from '../../../src/topology/patroni/patroni.js';
+import { readAnswer } from '../../../src/topology/patroni.js';
 
 const FOLDER = join(packageRoot(), 'test', 'kit', 'patroni', 'recorded');
 

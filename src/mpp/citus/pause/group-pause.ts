@@ -7,17 +7,23 @@ import {
   keyOf,
   nameSession,
 } from '../../../locks/blocking-sessions.js';
-import { type AwaitedBlocker, decide, stayOf } from '../../../locks/decisions.js';
+import {
+  type AwaitedBlocker,
+  decide,
+  stayOf,
+  type Vertex,
+  waitersOf,
+  type WaitGraph,
+} from '../../../locks/decisions.js';
 import { inTime } from '../../../locks/lock-session.js';
-import { type Vertex, waitersOf, type WaitGraph } from '../../../locks/wait-graph.js';
 import type { Watch } from '../../../locks/watch.js';
 import type { Logger } from '../../../logger.js';
 import { errorText } from '../../../postgres/session.js';
 import { linkSignals } from '../../../wait.js';
 import type { PauseRequest } from '../../abstract.js';
 import { type GroupLocks, type HoldOrder, type NodeLock, NodePause } from './node-pause.js';
-import type { PauseNode } from './node.js';
-import { readShardMoves } from './shard-moves.js';
+import type { PauseNode } from './nodes.js';
+import { readShardMoves } from './targets-reader.js';
 
 /** What another node may take beyond twice the cooldown before the hold goes on without it, in milliseconds. */
 const LATE_MS = 2_000;

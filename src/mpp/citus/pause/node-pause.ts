@@ -1,14 +1,13 @@
 import type { DatabaseStateError } from '../../../errors.js';
 import type { BlockingSessions } from '../../../locks/blocking-sessions.js';
-import type { NodeState, WaitedLock } from '../../../locks/decisions.js';
+import type { NodeState, WaitedLock, Vertex } from '../../../locks/decisions.js';
 import type { Lock } from '../../../locks/lock.js';
 import { inTime, type LockOwner, type LockSession } from '../../../locks/lock-session.js';
 import { QUEUES, type LockHolder } from '../../../locks/lock-table.js';
-import type { Vertex } from '../../../locks/wait-graph.js';
 import type { Transaction } from '../../../postgres/transaction.js';
 import type { Pause } from '../../../tasks/task.js';
 import { within } from '../../../wait.js';
-import type { PauseNode } from './node.js';
+import type { PauseNode } from './nodes.js';
 import { NodeTargets } from './targets-reader.js';
 import {
   isGone,

@@ -1,7 +1,7 @@
 import type { Pool, QueryConfig } from 'pg';
 import { bundlesOf, otherLock, tableLocks, type Lock } from '../../../locks/lock.js';
 import { DatabaseStateError } from '../../../errors.js';
-import { queryAgain } from '../../../postgres/again.js';
+import { queryAgain } from '../../../postgres/queries.js';
 import { sqlState } from '../../../postgres/sqlstate.js';
 
 /** What of a group can be locked on one node, by that node's own metadata. */

@@ -4,8 +4,7 @@ import { DatabaseStateError, SessionLostError } from '../../../errors.js';
 import { type LockHolder, QUEUES } from '../../../locks/lock-table.js';
 import { Watch } from '../../../locks/watch.js';
 import type { Logger } from '../../../logger.js';
-import { queryAgain } from '../../../postgres/again.js';
-import type { Queryable } from '../../../postgres/queryable.js';
+import { queryAgain, type Queryable } from '../../../postgres/queries.js';
 import { errorText } from '../../../postgres/session.js';
 import type { Outcome } from '../../../postgres/transaction.js';
 import { linkSignals, within } from '../../../wait.js';
@@ -18,8 +17,14 @@ import type {
   TrafficOptions,
 } from '../../abstract.js';
 import { GroupPause } from './group-pause.js';
-import { type PauseNode, type PrimaryRow, readPrimaries } from './node.js';
-import { type OtherNode, PauseNodes, prewarmNodes } from './nodes.js';
+import {
+  type PauseNode,
+  type PrimaryRow,
+  readPrimaries,
+  type OtherNode,
+  PauseNodes,
+  prewarmNodes,
+} from './nodes.js';
 import { type PauseStrategy, STRATEGIES } from './strategies.js';
 
 /** How long a node that has not got the new row keeps its traffic waiting after the commit. */

@@ -1,4 +1,4 @@
-import type { Pool, QueryConfig, QueryResult, QueryResultRow } from 'pg';
+import type { ClientBase, Pool, QueryConfig, QueryResult, QueryResultRow } from 'pg';
 import { SessionLostError } from '../errors.js';
 import { errorText } from './session.js';
 import { isSessionLost } from './sqlstate.js';
@@ -51,3 +51,6 @@ export async function again<T>(work: () => Promise<T>): Promise<T> {
     }
   }
 }
+
+/** Anything that runs one statement: a session, or a pool that picks one. */
+export type Queryable = Pool | ClientBase;
