@@ -164,7 +164,7 @@ export class NodeChecker {
       'check',
     );
     try {
-      return { session, ask: await prepareAsking(session) };
+      return { session, ask: inTurn(await prepareAsking(session)) };
     } catch (error) {
       session.connection.stream.destroy();
       throw error;
@@ -177,6 +177,16 @@ export class NodeChecker {
     if (this.#entries.get(key) === entry) this.#entries.delete(key);
     if (entry.opened) close(entry.opened);
   }
+}
+
+/** A session takes one statement at a time; each question is asked by itself, since an earlier answer may be stale. */
+function inTurn(ask: AskNode): AskNode {
+  let last: Promise<unknown> = Promise.resolve();
+  return async () => {
+    const answer = last.then(ask);
+    last = answer.catch(() => undefined);
+    return answer;
+  };
 }
 
 /** A goodbye would wait for a host that has vanished. */

@@ -104,7 +104,12 @@ export class ControllerProcess {
     this.#child.kill(signal);
   }
 
-  /** Sends a signal and waits for the end. @returns the exit code, null when a signal ended it. */
+  /**
+   * Sends a signal and waits for the end.
+   *
+   * @returns the exit code, null when a signal ended it.
+   * @throws Error when Node.js has warned of something, such as two statements at once on one session.
+   */
   async end(signal: NodeJS.Signals = 'SIGTERM'): Promise<number | null> {
     if (this.#child.exitCode !== null || this.#child.signalCode !== null) return this.exitCode;
     const exited = once(this.#child, 'exit');
@@ -112,6 +117,7 @@ export class ControllerProcess {
     // A stopped process takes no other signal than SIGKILL until it goes on.
     if (signal !== 'SIGKILL') this.#child.kill('SIGCONT');
     await exited;
+    if (this.#stderr.includes('Warning:')) throw new Error(`it was warned: ${this.#stderr}`);
     return this.exitCode;
   }
 }
