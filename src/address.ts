@@ -1,3 +1,5 @@
+import { isIPv4, isIPv6 } from 'node:net';
+
 /** A node's address, as pg_dist_node has it. */
 export interface Address {
   readonly host: string;
@@ -20,8 +22,6 @@ export function parseAddress(text: string): Address {
     port: Number(text.slice(colon + 1)),
   };
 }
-
-import { isIPv4, isIPv6 } from 'node:net';
 
 const MOST_BYTES = 255;
 const LABEL = '[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?';

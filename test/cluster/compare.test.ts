@@ -1,4 +1,4 @@
-import type { Client } from 'pg';
+import type { Client, QueryConfig } from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, inject, it } from 'vitest';
 import { ContractServer, type ContractDatabase } from '../kit/contract.js';
 import { A, P, PAIR, PRIMARIES, SECONDARIES, SOURCES } from '../kit/compare-cases.js';
@@ -195,6 +195,28 @@ describe('the comparison of members with pg_dist_node', () => {
       await db.query('DELETE FROM mpp_tasks');
       await other.query('COMMIT');
       expect(await members.wishes()).toEqual(BOTH.slice(1));
+    });
+
+    it.each([
+      ['reports another change', "status = 'pending'"],
+      ['has confirmed another primary', "status = 'done', finished_at = now()"],
+    ])('a client that %s after the group was compared', async (_, assignments) => {
+      let reads = 0;
+      const meanwhile = Object.create(db, {
+        query: {
+          value: async (query: QueryConfig) => {
+            const result = await db.query(query);
+            reads += 1;
+            if (reads > 1) return result;
+            const id = await contract.report({ event: 'after_promote', groupid: 1, nodename: 'a' });
+            await force(id, assignments);
+            return result;
+          },
+        },
+      }) as Client;
+      const { tasks } = await new MembersCase(meanwhile).compare();
+      expect(tasks.map(({ groupid }) => groupid)).toEqual([2]);
+      expect(reads).toBe(2);
     });
 
     it('a task of the comparison that is out of date: it is replaced, also when nothing else differs', async () => {
