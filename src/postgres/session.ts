@@ -202,7 +202,7 @@ export async function setUp(
   // The types of node-postgres know query_timeout for a whole session only.
   const statement: pg.QueryConfig & Pick<pg.ClientConfig, 'query_timeout'> = {
     text: [
-      SET_PATH,
+      PIN,
       schema === undefined ? '' : SET_UP,
       ...bounds.map(([name, ms]) => (ms ? `SET ${name} = '${Math.ceil(ms)}ms';` : '')),
     ].join('\n'),
@@ -214,43 +214,46 @@ export async function setUp(
 
 /**
  * Settings of a database or a role that would change what the controller's statements mean or return. Those that an
- * operator may have a reason for (default_transaction_read_only, timeouts) are not here.
+ * operator may have a reason for (default_transaction_read_only, timeouts) are not here. Any role may set these.
  */
-const PINNED = `(VALUES
-    ('array_nulls', 'on'),
-    ('bytea_output', 'hex'),
-    ('citus.propagate_set_commands', 'none'),
-    ('DateStyle', 'ISO, YMD'),
-    ('default_transaction_deferrable', 'off'),
-    ('default_transaction_isolation', 'read committed'),
-    ('enable_bitmapscan', 'on'),
-    ('enable_indexscan', 'on'),
-    ('enable_nestloop', 'on'),
-    ('extra_float_digits', '1'),
-    ('IntervalStyle', 'postgres'),
-    ('plan_cache_mode', 'auto'),
-    ('row_security', 'on'),
-    ('session_replication_role', 'origin'),
-    ('standard_conforming_strings', 'on'),
-    ('TimeZone', 'UTC'),
-    ('transform_null_equals', 'off')
-  ) AS pinned (name, value)`;
+const PINNED: Readonly<Record<string, string>> = {
+  // pg_temp comes last, so that it hides nothing.
+  search_path: 'pg_catalog, pg_temp',
+  array_nulls: 'on',
+  bytea_output: 'hex',
+  DateStyle: 'ISO, YMD',
+  default_transaction_deferrable: 'off',
+  default_transaction_isolation: "'read committed'",
+  enable_bitmapscan: 'on',
+  enable_indexscan: 'on',
+  enable_nestloop: 'on',
+  extra_float_digits: '1',
+  IntervalStyle: 'postgres',
+  // All statements of the controller are short. Where one looks dear to the planner, compiling it takes many times
+  // as long as running it.
+  jit: 'off',
+  plan_cache_mode: 'auto',
+  row_security: 'on',
+  standard_conforming_strings: 'on',
+  TimeZone: "'UTC'",
+  transform_null_equals: 'off',
+};
 
 /**
- * The first statement of every session, and one that calls no function: in `public`, which is on the path of
- * a database by default, any role may have made one that fits a call better than PostgreSQL's own. pg_temp
- * comes last, so that it hides nothing.
+ * The first statements of every session, which call no function: in `public`, which is on the path of a database by
+ * default, any role may have made one that fits a call better than PostgreSQL's own. The first of all is
+ * for a standby, which refuses to read anything in a serializable transaction.
  */
-const SET_PATH = 'SET search_path TO pg_catalog, pg_temp;';
+const PIN = [
+  'SET TRANSACTION ISOLATION LEVEL READ COMMITTED;',
+  ...Object.entries(PINNED).map(([name, value]) => `SET ${name} TO ${value};`),
+].join('\n');
 
-/**
- * Without jit: all statements of the controller are short, and where one looks dear to the planner, compiling it takes
- * many times as long as running it.
- */
+/** What not every role may set, or not every server knows; for sessions that work on mpp-controller's objects. */
 const SET_UP = `
-  SET jit TO off;
   SELECT count(set_config(pinned.name, pinned.value, false))
-  FROM ${PINNED}
+  FROM (VALUES ('citus.propagate_set_commands', 'none'), ('session_replication_role', 'origin'))
+    AS pinned (name, value)
   WHERE current_setting(pinned.name, true) IS DISTINCT FROM pinned.value
     AND (pinned.name <> 'session_replication_role' OR has_parameter_privilege(pinned.name, 'SET'));`;
 
