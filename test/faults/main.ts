@@ -156,7 +156,7 @@ function summarize({ began, schedules, looks, lagMs, violations, memory, struck 
   const seconds = Math.round((performance.now() - began) / 1_000);
   print(
     `${schedules} schedules, ${faults} faults, ${violations} violations, ${seconds} s, ` +
-      `${looks} looks, timers ${Math.round(lagMs)} ms late at most, ${memory.toString()}`,
+      `${looks} looks, answers ${Math.round(lagMs)} ms late by the machine at most, ${memory.toString()}`,
   );
   print(`  ${kinds.map(([kind, count]) => `${kind} ${count}`).join(', ')}`);
 }
