@@ -51,19 +51,22 @@ describe('SIGTERM', () => {
     await expectNothingLeft();
   });
 
-  it('with a hold: rolled back and written down', async () => {
-    const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
-    const promote = await h.request({ event: 'before_promote', groupid: 1, node: subject.next });
-    expect(await controller.end('SIGTERM')).toBe(0);
-    for (const { id } of [demote, promote]) {
-      expect(await h.task(id)).toMatchObject({
-        status: 'rolled_back',
-        reason: 'the controller was stopped',
-      });
-    }
-    await expectNothingLeft();
-    expect(await primaryAddress(h, 1)).toEqual(subject.node);
-  });
+  it.each(['SIGTERM', 'SIGINT'] as const)(
+    'with a hold, by %s: rolled back and written down',
+    async (signal) => {
+      const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
+      const promote = await h.request({ event: 'before_promote', groupid: 1, node: subject.next });
+      expect(await controller.end(signal)).toBe(0);
+      for (const { id } of [demote, promote]) {
+        expect(await h.task(id)).toMatchObject({
+          status: 'rolled_back',
+          reason: 'the controller was stopped',
+        });
+      }
+      await expectNothingLeft();
+      expect(await primaryAddress(h, 1)).toEqual(subject.node);
+    },
+  );
 
   it('while a hold waits for locks: rolled back and written down, without waiting for them', async () => {
     const barrier = await Barrier.beforeHold(h, subject.key);
@@ -137,6 +140,24 @@ describe('SIGTERM', () => {
     await subject.settled();
   });
 
+  it('is not needed when the reader of the log has gone: a hold is rolled back and written down', async () => {
+    const demote = await h.request({ event: 'before_demote', groupid: 1, node: subject.node });
+    controller.closeLog();
+    // It finds out with the next line.
+    const promote = await h.report({ event: 'before_promote', groupid: 1, node: subject.next });
+    await waitFor('the controller to end', () => Promise.resolve(controller.exitCode !== null));
+    expect(controller.exitCode).toBe(1);
+    expect(await h.task(demote.id)).toMatchObject({
+      status: 'rolled_back',
+      reason: 'the controller was stopped',
+    });
+    expect(['pending', 'rolled_back']).toContain((await h.task(promote)).status);
+    await expectNothingLeft(
+      controller,
+      'mpp-controller: stopped: the reader of the log has gone\n',
+    );
+  });
+
   it('of a standby: it goes, and the active one goes on', async () => {
     const standby = h.spawnController();
     await standby.logged('that it stands by', ({ msg }) => msg.includes('stands by'));
@@ -198,10 +219,10 @@ describe('SIGTERM', () => {
     await subject.settled();
   });
 
-  async function expectNothingLeft(ended = controller): Promise<void> {
+  async function expectNothingLeft(ended = controller, stderr = ''): Promise<void> {
     await waitUntilNoSession(h.db);
     expect(await isPresent(ended)).toBe(false);
-    expect(ended.stderr).toBe('');
+    expect(ended.stderr).toBe(stderr);
     await subject.settled();
   }
 

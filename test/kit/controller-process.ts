@@ -100,6 +100,11 @@ export class ControllerProcess {
     await this.logged('that it is active', ({ msg }) => msg.startsWith('active,'));
   }
 
+  /** The reader of its log goes away. */
+  closeLog(): void {
+    this.#child.stdout?.destroy();
+  }
+
   signal(signal: NodeJS.Signals): void {
     this.#child.kill(signal);
   }
