@@ -14,10 +14,10 @@ import {
 import type { Task } from '../tasks/task.js';
 import { type Address, formatAddress, sameAddress } from '../address.js';
 import { within } from '../wait.js';
-import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './bounds.js';
+import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './retry-delays.js';
 import { ChangeWatch, NAMED_AFTER_MS } from './change-watch.js';
 import { type Hold, describeGroup, primaryOf } from './holds.js';
-import { leaveUnconfirmed } from './failure.js';
+import { leaveUnconfirmed } from './task-failure.js';
 import type { Unconfirmed } from './verification.js';
 import {
   locksNodes,

@@ -19,7 +19,7 @@ import { sleep, untilAborted, within } from '../wait.js';
 import { ActiveController } from './active-controller.js';
 import { ControlSession } from './control-session.js';
 import { announce, markGone } from './presence.js';
-import { TroubleReporter } from './trouble.js';
+import { TroubleReporter } from './controller-failure.js';
 
 /** A controller: one process's part in the cluster. */
 export interface Controller {

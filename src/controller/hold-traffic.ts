@@ -2,7 +2,7 @@ import type { Node, Transition } from '../mpp/abstract.js';
 import { attemptOf, markHolding, markReason } from '../tasks/finish.js';
 import { pauseOf } from '../tasks/task.js';
 import { formatAddress } from '../address.js';
-import { boundsOf, growingDelay } from './bounds.js';
+import { boundsOf, growingDelay } from './retry-delays.js';
 import type { Hold } from './holds.js';
 import {
   putBack,

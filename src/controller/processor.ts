@@ -3,9 +3,15 @@ import type { Logger } from '../logger.js';
 import { isSessionLost, sqlState } from '../postgres/sqlstate.js';
 import { attemptOf, endTasks } from '../tasks/finish.js';
 import { pauseOf, type Task } from '../tasks/task.js';
-import { boundsOf, groupBusyDelay, growingDelay, heldRetryDelay, watchdogMs } from './bounds.js';
+import {
+  boundsOf,
+  groupBusyDelay,
+  growingDelay,
+  heldRetryDelay,
+  watchdogMs,
+} from './retry-delays.js';
 import { commitChange, movesPrimary } from './commit-change.js';
-import { failureText, leaveUnconfirmed, recordFailure } from './failure.js';
+import { failureText, leaveUnconfirmed, recordFailure } from './task-failure.js';
 import { beginGroupSession, groupLocker, type GroupSession, type Hold } from './holds.js';
 import { holdTraffic } from './hold-traffic.js';
 import {

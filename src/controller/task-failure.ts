@@ -5,7 +5,7 @@ import { type Attempt, attemptOf, endTasks, requeueTasks } from '../tasks/finish
 import type { Verdict } from '../mpp/node-answer.js';
 import { errorText } from '../postgres/session.js';
 import type { Task } from '../tasks/task.js';
-import { retryDelay, unconfirmedDelay } from './bounds.js';
+import { retryDelay, unconfirmedDelay } from './retry-delays.js';
 import { type Outcome, persistRows, requeue, type Work, type Workplace } from './work.js';
 
 /** A task that an error ended, and what else ends with it. */

@@ -7,7 +7,7 @@ import type { Queryable } from '../postgres/queries.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
 import { type Attempt, attemptOf, countMine, requeueTasks } from '../tasks/finish.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
-import { PUT_BACK_DELAY_MS } from './bounds.js';
+import { PUT_BACK_DELAY_MS } from './retry-delays.js';
 import { type GroupSession, type Hold, type Holds, sameNodes } from './holds.js';
 import type { TaskCheck, Verification } from './verification.js';
 

@@ -1,7 +1,11 @@
 import pg from 'pg';
 import { pino } from 'pino';
 import { describe, expect, it } from 'vitest';
-import { classifyTrouble, troubleDelay, TroubleReporter } from '../../src/controller/trouble.js';
+import {
+  classifyTrouble,
+  troubleDelay,
+  TroubleReporter,
+} from '../../src/controller/controller-failure.js';
 import { DatabaseStateError, UnreachableError } from '../../src/errors.js';
 
 function refusal(code: string): pg.DatabaseError {

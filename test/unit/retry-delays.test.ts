@@ -7,7 +7,7 @@ import {
   retryDelay,
   unconfirmedDelay,
   watchdogMs,
-} from '../../src/controller/bounds.js';
+} from '../../src/controller/retry-delays.js';
 import { SERVER_GRACE_MS } from '../../src/postgres/transaction.js';
 import type { Task } from '../../src/tasks/task.js';
 
