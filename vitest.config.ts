@@ -4,7 +4,16 @@ export default defineConfig({
   test: {
     reporters: ['default', './test/kit/closing-line.ts'],
     projects: [
-      { test: { name: 'unit', include: ['test/unit/**/*.test.ts'], sequence: { groupOrder: 0 } } },
+      {
+        test: {
+          name: 'unit',
+          include: ['test/unit/**/*.test.ts'],
+          // Pure functions leave nothing behind that the next file could see.
+          isolate: false,
+          pool: 'threads',
+          sequence: { groupOrder: 0 },
+        },
+      },
       {
         test: {
           name: 'contract',
