@@ -53,7 +53,6 @@ export class ActiveController {
   readonly #presence = new OncePerChange();
   #control: ControlSession;
   /** Ends with what was asked of the control session last: a session answers one query at a time. Never rejects. */
-  #asked: Promise<unknown> = Promise.resolve();
   /** Why the leadership is to be given up once no group is held. */
   #ending: DatabaseStateError | undefined;
   #pruning: Promise<void> | undefined;
@@ -87,13 +86,14 @@ export class ActiveController {
       await this.#serve();
     } finally {
       // The leadership is given back last: until then no other controller takes up what is ended here.
-      const { ended, client } = this.#control;
+      const control = this.#control;
+      const { ended, client } = control;
       const how = this.#stopping ? 'record' : 'abandon';
-      const signOfLife = (): Promise<unknown> => this.#ask(() => client.query('SELECT'));
+      const signOfLife = (): Promise<unknown> => control.ask(() => client.query('SELECT'));
       await this.#parts.stop(how, ended.aborted ? undefined : signOfLife);
       await this.#pruning;
       if (this.#stopping) await this.#forgetMe();
-      await Promise.all([this.#control.close(), this.#parts.closeSessions()]);
+      await Promise.all([control.close(), this.#parts.closeSessions()]);
     }
   }
 
@@ -125,7 +125,7 @@ export class ActiveController {
       try {
         await untilAborted(
           over,
-          this.#ask(() => this.#beat()),
+          this.#control.ask(() => this.#beat()),
         );
       } catch (error) {
         const follows = await this.#afterFailure(error);
@@ -134,10 +134,10 @@ export class ActiveController {
         if (isNew) next = AbortSignal.any([...ended, this.#control.ended]);
         continue;
       }
-      const { client } = this.#control;
+      const control = this.#control;
       await untilAborted(
         over,
-        this.#ask(() => forgetGone(client)),
+        control.ask(() => forgetGone(control.client)),
       ).catch((error: unknown) => this.#warnOfOldRows(error));
       if (!otherDatabases.isStarted) await this.#startOtherDatabases();
       this.#prune();
@@ -200,7 +200,6 @@ export class ActiveController {
     });
     if ('control' in outcome) {
       this.#control = outcome.control;
-      this.#asked = Promise.resolve();
       taskLoop.resume();
       return true;
     }
@@ -277,27 +276,14 @@ export class ActiveController {
 
   /** A heartbeat that ended after it would register this controller again. */
   async #forgetMe(): Promise<void> {
-    const { ended, client } = this.#control;
-    if (ended.aborted) return;
-    const isQuiet = await within(
-      LAST_BEAT_MS,
-      this.#asked.then(() => true),
-      false,
-    );
-    if (!isQuiet) return;
-    const gone = this.#ask(() => markGone(client, this.#options.controller));
+    const control = this.#control;
+    if (control.ended.aborted || !(await control.isQuietWithin(LAST_BEAT_MS))) return;
+    const gone = control.ask(() => markGone(control.client, this.#options.controller));
     await within(
       GONE_MS,
       gone.catch(() => undefined),
       undefined,
     );
-  }
-
-  /** Does something on the control session once it has answered all else, also what is not waited for any more. */
-  async #ask<T>(work: () => Promise<T>): Promise<T> {
-    const asked = this.#asked.then(work);
-    this.#asked = asked.catch(() => undefined);
-    return asked;
   }
 }
 

@@ -37,6 +37,7 @@ export class ControlSession {
   readonly #contract: Contract;
   readonly #leadership: Leadership;
   readonly #ended = new AbortController();
+  #asked: Promise<unknown> = Promise.resolve();
 
   private constructor(
     client: pg.Client,
@@ -123,10 +124,26 @@ export class ControlSession {
     return this.#leadership.lostBecause();
   }
 
+  /** Does something on this session once it has answered all else, also what is not waited for any more. */
+  async ask<T>(work: () => Promise<T>): Promise<T> {
+    const asked = this.#asked.then(work);
+    this.#asked = asked.catch(() => undefined);
+    return asked;
+  }
+
+  /** @returns false when it has not answered all that it was asked within so many milliseconds. */
+  async isQuietWithin(ms: number): Promise<boolean> {
+    return within(
+      ms,
+      this.#asked.then(() => true),
+      false,
+    );
+  }
+
   /** Gives the leadership back, if it has it, and ends the session. Bounded, and never throws. */
   async close(): Promise<void> {
     if (!this.#ended.signal.aborted && this.#leadership.leads) {
-      const resigning = this.#leadership.resign().catch(() => undefined);
+      const resigning = this.ask(() => this.#leadership.resign()).catch(() => undefined);
       await within(RESIGN_MS, resigning, undefined);
     }
     this.#ended.abort();
