@@ -1,5 +1,15 @@
 import { defineConfig } from 'vitest/config';
 
+/** Of tests that start servers. */
+const WITH_SERVERS = {
+  globalSetup: ['test/kit/global-setup.ts'],
+  // Bounds for what hangs; a machine that is busy besides may take several times as long as ours.
+  testTimeout: 180_000,
+  hookTimeout: 180_000,
+  // The files share no server, and what they import has no state.
+  isolate: false,
+};
+
 export default defineConfig({
   test: {
     reporters: ['default', './test/kit/closing-line.ts'],
@@ -8,7 +18,6 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['test/unit/**/*.test.ts'],
-          // Pure functions leave nothing behind that the next file could see.
           isolate: false,
           pool: 'threads',
           sequence: { groupOrder: 0 },
@@ -18,9 +27,7 @@ export default defineConfig({
         test: {
           name: 'contract',
           include: ['test/contract/**/*.test.ts'],
-          globalSetup: ['test/kit/global-setup.ts'],
-          testTimeout: 180_000,
-          hookTimeout: 180_000,
+          ...WITH_SERVERS,
           maxWorkers: 2,
           sequence: { groupOrder: 1 },
         },
@@ -29,13 +36,30 @@ export default defineConfig({
         test: {
           name: 'cluster',
           include: ['test/cluster/**/*.test.ts'],
-          globalSetup: ['test/kit/global-setup.ts'],
-          // Bounds for what hangs; a machine that is busy besides may take several times as long as ours.
-          testTimeout: 180_000,
-          hookTimeout: 180_000,
-          // Each file starts real PostgreSQL servers; two at a time fit two cores.
-          maxWorkers: 2,
+          ...WITH_SERVERS,
+          // Half of the time such a test waits for a bound of the product: twice as many as two cores can run.
+          maxWorkers: 4,
           sequence: { groupOrder: 2 },
+        },
+      },
+      {
+        test: {
+          name: 'long',
+          include: ['test/long/**/*.test.ts'],
+          ...WITH_SERVERS,
+          maxWorkers: 2,
+          sequence: { groupOrder: 3 },
+        },
+      },
+      {
+        test: {
+          // Client programs that are not part of this repository, through planned switchovers.
+          name: 'clients',
+          include: ['test/clients/**/*.test.ts'],
+          ...WITH_SERVERS,
+          // Each file starts servers and several client processes: one at a time.
+          maxWorkers: 1,
+          sequence: { groupOrder: 4 },
         },
       },
     ],

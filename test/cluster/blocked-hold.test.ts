@@ -117,7 +117,7 @@ describe('a session that blocks a hold', () => {
       await writer.begin(UPDATE, [subject.key]);
       const { pid } = writer;
       if (row.statement) writer.send(row.statement);
-      const task = await h.acknowledged(await demote(row.pause, '3s'));
+      const task = await h.acknowledged(await demote(row.pause, '1s'));
       expect(task.status).toBe('holding');
       expect(task.reason).toBeNull();
       await writer.waitUntilLost();

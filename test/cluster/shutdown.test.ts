@@ -152,6 +152,10 @@ describe('SIGTERM', () => {
       reason: 'the controller was stopped',
     });
     expect(['pending', 'rolled_back']).toContain((await h.task(promote)).status);
+    // No controller is left that would end it at its timeout.
+    await h.db.query("SELECT mpp_cancel(id) FROM mpp_tasks WHERE id = $1 AND status = 'pending'", [
+      promote,
+    ]);
     await expectNothingLeft(
       controller,
       'mpp-controller: stopped: the reader of the log has gone\n',
