@@ -2,7 +2,7 @@ import { Command } from 'commander';
 import { eachDatabase } from '../config/settings.js';
 import { createMPP } from '../mpp/index.js';
 import { chooseServer, type Connection } from '../postgres/session.js';
-import { addSettings, readSettings, type Io } from './settings.js';
+import { addSettings, readSettings, type Io } from './flags.js';
 
 const USES = [
   'schema',

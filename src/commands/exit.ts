@@ -6,7 +6,7 @@ import { sqlState } from '../postgres/sqlstate.js';
 
 /**
  * What a command's exit code says. `usage`: only a person can put it right, in the command line, the
- * settings or the database. The last three are those of `notify`.
+ * settings or the database. The last four are those of `notify`, `switchover` and `restart`.
  */
 export const EXIT = {
   ok: 0,
@@ -15,6 +15,7 @@ export const EXIT = {
   refused: 3,
   timedOut: 4,
   unreachable: 5,
+  incomplete: 6,
 } as const;
 
 type ExitCode = (typeof EXIT)[keyof typeof EXIT];

@@ -9,7 +9,7 @@ import {
   type Connection,
   isMissingDatabase,
 } from '../postgres/session.js';
-import { addSettings, readSettings, type Io } from './settings.js';
+import { addSettings, readSettings, type Io } from './flags.js';
 import { formatTable } from './output.js';
 
 const USES = ['localHostname', 'databases'] as const;

@@ -5,7 +5,7 @@ import { DatabaseStateError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { closeSession, openSession } from '../postgres/session.js';
 import { applyMigrations } from '../postgres/migrate.js';
-import { addSettings, readSettings, type Io } from './settings.js';
+import { addSettings, readSettings, type Io } from './flags.js';
 
 const USES = ['schema', 'databases', 'migrateTimeoutMs'] as const;
 

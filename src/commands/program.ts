@@ -6,8 +6,9 @@ import { gucsCommand } from './gucs.js';
 import { migrateCommand } from './migrate.js';
 import { notifyCommand } from './notify.js';
 import { runCommand } from './run.js';
-import { settingsHelp, type Io } from './settings.js';
+import { settingsHelp, type Io } from './flags.js';
 import { statusCommand } from './status.js';
+import { restartCommand, switchoverCommand } from './switchover.js';
 import { uninstallCommand } from './uninstall.js';
 
 /**
@@ -42,6 +43,8 @@ function createProgram(io: Io): Command {
     bootstrapCommand(io),
     gucsCommand(io),
     notifyCommand(io),
+    switchoverCommand(io),
+    restartCommand(io),
     statusCommand(io),
     uninstallCommand(io),
   ];

@@ -7,7 +7,7 @@ import { createController, type Controller } from '../controller/controller.js';
 import { createLogger, type Logger } from '../logger.js';
 import { CommandError, EXIT } from './exit.js';
 import { isClosed } from './output.js';
-import { addSettings, type Io, readSettings } from './settings.js';
+import { addSettings, type Io, readSettings } from './flags.js';
 
 const USES = [
   'schema',

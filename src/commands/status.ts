@@ -1,12 +1,12 @@
 import type pg from 'pg';
 import { Command } from 'commander';
-import { formatDuration, parseDuration } from '../config/forms.js';
+import { formatDuration, parseDuration } from '../config/formats.js';
 import { eachDatabase, type Settings } from '../config/settings.js';
 import { ConfigError } from '../errors.js';
 import { createMPP } from '../mpp/index.js';
 import { requireContract } from '../postgres/migration-session.js';
 import { CheckError, endingOf } from './exit.js';
-import { addSettings, type Io, readSettings, withSession } from './settings.js';
+import { addSettings, type Io, readSettings, withSession } from './flags.js';
 import { formatTable } from './output.js';
 
 const USES = ['schema', 'databases'] as const;

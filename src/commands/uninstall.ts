@@ -2,7 +2,7 @@ import pg from 'pg';
 import { Command } from 'commander';
 import { eachDatabase } from '../config/settings.js';
 import { createMPP } from '../mpp/index.js';
-import { addSettings, readSettings, type Io, withSession } from './settings.js';
+import { addSettings, readSettings, type Io, withSession } from './flags.js';
 
 const USES = ['schema', 'databases'] as const;
 

@@ -16,7 +16,7 @@ import {
   host,
   isSchemaName,
   optional,
-} from './forms.js';
+} from './formats.js';
 
 /** One setting: an environment variable and the flag of the same name. */
 export interface Setting<T> {

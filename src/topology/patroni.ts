@@ -6,7 +6,7 @@ import { ConfigError, UnreachableError } from '../errors.js';
 import { linkSignals, Loop } from '../wait.js';
 import { errorText } from '../postgres/session.js';
 import { isHost, plainHost } from '../address.js';
-import type { GroupEndpoints } from '../config/forms.js';
+import type { GroupEndpoints } from '../config/formats.js';
 import {
   type MemberReport,
   MemberWriter,

@@ -1,5 +1,5 @@
 import type { Settings } from '../config/settings.js';
-import { formatDuration } from '../config/forms.js';
+import { formatDuration } from '../config/formats.js';
 import { ConfigError } from '../errors.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../logger.js';

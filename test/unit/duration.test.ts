@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { formatDuration, parseDuration } from '../../src/config/forms.js';
+import { formatDuration, parseDuration } from '../../src/config/formats.js';
 import { ConfigError } from '../../src/errors.js';
 
 describe('parseDuration', () => {

@@ -7,7 +7,8 @@ import {
   SETTINGS,
   type SettingName,
 } from '../config/settings.js';
-import { MppError, UnreachableError } from '../errors.js';
+import { parseDuration } from '../config/formats.js';
+import { ConfigError, MppError, UnreachableError } from '../errors.js';
 import { closeSession, describeConnection, errorText, openSession } from '../postgres/session.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
 
@@ -18,6 +19,8 @@ export interface Io {
   readonly print: (text: string) => void;
   /** Prints one line on standard error. */
   readonly complain: (text: string) => void;
+  /** Asks the person at the terminal; missing where there is none. */
+  readonly confirm?: (question: string) => Promise<boolean>;
 }
 
 /** Gives a command the flags of these settings. */
@@ -112,4 +115,47 @@ export async function withSession<T>(
   } finally {
     await closeSession(client);
   }
+}
+
+const DAY_MS = 86_400_000;
+
+/**
+ * A flag that must be given.
+ *
+ * Checked by commander it would hide an option that is misspelt: `--grup 1`.
+ *
+ * @throws ConfigError
+ */
+export function required(flag: string, what: string, value: string | undefined): string {
+  if (value !== undefined) return value;
+  throw new ConfigError(`${flag} is missing; give ${what}`);
+}
+
+/** @throws ConfigError */
+export function integer(flag: string, text: string, least: number, most: number): number {
+  const value = /^[+-]?\d{1,15}$/.test(text.trim()) ? Number(text) : NaN;
+  if (value >= least && value <= most) return value;
+  throw new ConfigError(
+    `${flag} cannot be ${JSON.stringify(text)}; give a whole number from ${least} to ${most}`,
+  );
+}
+
+/**
+ * @returns milliseconds; null where the flag is not given
+ * @throws ConfigError
+ */
+export function duration(flag: string, text: string, leastMs: number): number;
+export function duration(flag: string, text: string | undefined, leastMs: number): number | null;
+export function duration(flag: string, text: string | undefined, leastMs: number): number | null {
+  if (text === undefined) return null;
+  try {
+    const ms = parseDuration(text);
+    if (ms >= leastMs && ms <= DAY_MS) return ms;
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    throw new ConfigError(`${flag}: ${error.message}`);
+  }
+  throw new ConfigError(
+    `${flag} cannot be ${JSON.stringify(text)}; give ${leastMs === 0 ? '0s' : '1ms'} to 1d`,
+  );
 }
