@@ -9,6 +9,7 @@ import { runCommand } from './run.js';
 import { settingsHelp, type Io } from './flags.js';
 import { statusCommand } from './status.js';
 import { restartCommand, switchoverCommand } from './switchover.js';
+import { cancelCommand, explainCommand, releaseCommand, waitCommand } from './tasks.js';
 import { uninstallCommand } from './uninstall.js';
 
 /**
@@ -46,6 +47,10 @@ function createProgram(io: Io): Command {
     switchoverCommand(io),
     restartCommand(io),
     statusCommand(io),
+    waitCommand(io),
+    explainCommand(io),
+    cancelCommand(io),
+    releaseCommand(io),
     uninstallCommand(io),
   ];
   for (const command of [program, ...commands]) {
