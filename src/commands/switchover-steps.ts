@@ -74,6 +74,8 @@ export class Switchover {
   /** @throws CommandError that says how things stand. */
   async run(): Promise<void> {
     const onSignal = (signal: NodeJS.Signals): void => {
+      // A command that goes on after Ctrl-C is ended by the second one.
+      if (this.#isInterrupted) this.#child?.kill('SIGKILL');
       this.#interrupt.abort();
       // On a terminal Ctrl-C reaches the command by itself.
       if (signal === 'SIGTERM') this.#child?.kill(signal);
@@ -121,9 +123,13 @@ export class Switchover {
 
   /** @throws CommandError; nothing has been changed then. */
   async #hold(): Promise<void> {
-    const { plan } = this.#options;
+    const { io, plan } = this.#options;
     const answer = await this.#ask(plan.from, 'before_demote', plan.timeoutMs);
-    if (answer?.status === 'holding') return;
+    if (answer?.status === 'holding') {
+      // Such as a table that only writes wait for.
+      if (answer.reason !== null) io.complain(`hold: ${answer.reason}`);
+      return;
+    }
     await this.#putBack();
     if (answer === undefined) throw unchanged('interrupted');
     const { status, reason } = answer;

@@ -50,6 +50,12 @@ export function switchoverCommand(io: Io): Command {
     );
   return addCommon(io, command, (from, flags) => {
     const to = addressOf(required('--to', 'host:port of the standby', flags.to));
+    if (sameAddress(from, to)) {
+      throw new CommandError(
+        EXIT.refused,
+        `nothing was changed: ${formatAddress(to)} is the primary of the group already`,
+      );
+    }
     const stop = required('--stop', 'the command that stops the old primary', flags.stop);
     const promote = required('--promote', 'the command that promotes the standby', flags.promote);
     return {

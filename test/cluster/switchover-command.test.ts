@@ -243,6 +243,18 @@ describe('mpp-controller switchover and restart', () => {
     await group.rejoin();
   });
 
+  it('a second Ctrl-C ends a command that goes on after the first', async () => {
+    const before = await primaryOfGroup();
+    const { child, result } = switchover('--yes');
+    await asked('stop');
+    child.kill('SIGINT');
+    const again = setInterval(() => child.kill('SIGINT'), 100);
+    const { exitCode, stderr } = await result.finally(() => clearInterval(again));
+    expect(stderr).toContain('nothing was changed: stop: it was ended by SIGKILL');
+    expect(exitCode).toBe(3);
+    await expectUnchanged(before ?? '');
+  });
+
   it('a promotion that is not over when its command ends is waited for', async () => {
     const [old, next] = [group.primary, group.standby];
     const { result } = switchover('--yes');
@@ -274,6 +286,7 @@ describe('mpp-controller switchover and restart', () => {
   it.each([
     ['a port without a server', () => '127.0.0.1:1', /127.0.0.1:1 does not answer/],
     ['a primary', () => h.cluster.group(2).primary.address, /is no standby, it takes writes/],
+    ['the primary itself', () => group.primary.address, /is the primary of the group already/],
   ])('%s is refused before anything is stopped', async (_, to, message) => {
     const commands = ['--stop', asks('stop'), '--promote', 'true', '--yes'];
     const { exitCode, stderr } = await start('switchover', '1', '--to', to(), ...commands).result;
