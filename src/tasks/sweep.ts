@@ -131,7 +131,7 @@ const TAKE_BACK = `
 
 interface ExpiryOptions {
   readonly db: Pool;
-  /** How often late tasks are looked for. */
+  /** How often late tasks are looked for at least. */
   readonly pollMs: number;
   readonly retentionMs: number;
   /** Ends it like `stop`. */
@@ -139,6 +139,8 @@ interface ExpiryOptions {
   readonly logger: Logger;
 }
 
+/** A waiter is answered by the end of its timeout and a moment more, however rarely MPP_POLL has the queue looked at. */
+const EXPIRE_EVERY_MS = 500;
 /** Batches that one heartbeat prunes, so that it is over long before the next. */
 const PRUNE_BATCHES = 5;
 
@@ -154,7 +156,7 @@ export class Expiry {
   constructor(options: ExpiryOptions) {
     this.#options = options;
     this.#loop = new Loop({
-      intervalMs: options.pollMs,
+      intervalMs: Math.min(options.pollMs, EXPIRE_EVERY_MS),
       signal: options.signal,
       work: (signal) => this.#expire(signal),
     });

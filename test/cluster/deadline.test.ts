@@ -165,6 +165,22 @@ describe('a hold ends at its deadline', () => {
     expect(await h.history(task)).toEqual(['pending', 'expired']);
   });
 
+  it('a report that is not taken is answered after its timeout, however rarely the queue is looked at', async () => {
+    await controller.end();
+    controller = await h.startController({ MPP_POLL: '1h', MPP_MAX_HOLDS: '1' });
+    const other = await subjectOf(h, 2);
+    await h.request({ event: 'before_demote', groupid: 1, node: subject.node, timeout: '1min' });
+    const late = {
+      event: 'before_demote',
+      groupid: 2,
+      node: other.node,
+      timeout: '300ms',
+    } as const;
+    expect(await h.ended(await h.report(late))).toMatchObject({ status: 'expired' });
+    await h.request({ event: 'after_promote', groupid: 1, node: subject.node });
+    await subject.settled();
+  });
+
   it('notifications that never cease do not keep a report from expiring', async () => {
     const blocker = await Barrier.beforeHold(h, subject.key);
     const first = await h.report({
