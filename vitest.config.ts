@@ -37,8 +37,8 @@ export default defineConfig({
           name: 'cluster',
           include: ['test/cluster/**/*.test.ts'],
           ...WITH_SERVERS,
-          // Half of the time such a test waits for a bound of the product: twice as many as two cores can run.
-          maxWorkers: 4,
+          // Each file starts real PostgreSQL servers; two at a time fit two cores.
+          maxWorkers: 2,
           sequence: { groupOrder: 2 },
         },
       },
