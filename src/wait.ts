@@ -128,6 +128,29 @@ export class Condition {
   }
 }
 
+/** Lets one at a time go on, in the order in which they came. */
+export class Turn {
+  #last: Promise<void> = Promise.resolve();
+
+  /** Waits until all that came before has ended. @returns ends this one; idempotent */
+  async take(): Promise<() => void> {
+    const before = this.#last;
+    let end: () => void = () => undefined;
+    this.#last = new Promise((resolve) => (end = resolve));
+    await before;
+    return end;
+  }
+  /** Does something once all that came before has ended, however that ended. */
+  async run<T>(work: () => Promise<T>): Promise<T> {
+    const end = await this.take();
+    try {
+      return await work();
+    } finally {
+      end();
+    }
+  }
+}
+
 interface LoopOptions {
   readonly intervalMs: number;
   /** What is done each time. Must not throw. */

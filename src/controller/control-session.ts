@@ -4,7 +4,7 @@ import { closeSession, eachServer, openOnServer, type Connection } from '../post
 import { readIdentity, type ServerIdentity } from '../postgres/identity.js';
 import { checkMigrated, refuseNewer } from '../postgres/migrate.js';
 import { refuseReadOnly } from '../postgres/connection/target.js';
-import { within } from '../wait.js';
+import { Turn, within } from '../wait.js';
 import { Leadership, type Attempt, refuseOtherSchema } from './leadership.js';
 
 /** The SQL contract that a process works by. */
@@ -37,7 +37,7 @@ export class ControlSession {
   readonly #contract: Contract;
   readonly #leadership: Leadership;
   readonly #ended = new AbortController();
-  #asked: Promise<unknown> = Promise.resolve();
+  readonly #turn = new Turn();
 
   private constructor(
     client: pg.Client,
@@ -126,18 +126,13 @@ export class ControlSession {
 
   /** Does something on this session once it has answered all else, also what is not waited for any more. */
   async ask<T>(work: () => Promise<T>): Promise<T> {
-    const asked = this.#asked.then(work);
-    this.#asked = asked.catch(() => undefined);
-    return asked;
+    return this.#turn.run(work);
   }
 
   /** @returns false when it has not answered all that it was asked within so many milliseconds. */
   async isQuietWithin(ms: number): Promise<boolean> {
-    return within(
-      ms,
-      this.#asked.then(() => true),
-      false,
-    );
+    const quiet = this.#turn.run(() => Promise.resolve(true));
+    return within(ms, quiet, false);
   }
 
   /** Gives the leadership back, if it has it, and ends the session. Bounded, and never throws. */

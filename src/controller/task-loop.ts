@@ -8,10 +8,10 @@ import { type Claimed, claimTask, othersWait } from '../tasks/claim.js';
 import { endTasks, readRelease, readUnfinishedChange, stillHolding } from '../tasks/finish.js';
 import { takeBack, Expiry } from '../tasks/sweep.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
-import { WakeUp } from '../wait.js';
+import { Turn, WakeUp } from '../wait.js';
 import { type Hold, Holds } from './holds.js';
 import { Processor } from './processor.js';
-import { type Outcome, Turn, type Workplace, persistRows } from './work.js';
+import { type Outcome, type Workplace, persistRows } from './work.js';
 
 interface TaskLoopOptions extends Pick<Workplace, 'otherDatabases' | 'verification'> {
   readonly db: Pool;

@@ -9,6 +9,7 @@ import { type Attempt, attemptOf, countMine, requeueTasks } from '../tasks/finis
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS } from './retry-delays.js';
 import { type GroupSession, type Hold, type Holds, sameNodes } from './holds.js';
+import type { Turn } from '../wait.js';
 import type { TaskCheck, Verification } from './verification.js';
 
 /** What all tasks have in common while a controller leads. */
@@ -94,20 +95,6 @@ export async function requeue(
 ): Promise<void> {
   const attempts = [attemptOf(controller, task)];
   await persistRows(db, attempts, () => requeueTasks(db, attempts, reason, delayMs));
-}
-
-/** Lets one at a time go on, in the order in which they came. */
-export class Turn {
-  #last: Promise<void> = Promise.resolve();
-
-  /** Waits until all that came before has ended. @returns ends this one; idempotent */
-  async take(): Promise<() => void> {
-    const before = this.#last;
-    let end: () => void = () => undefined;
-    this.#last = new Promise((resolve) => (end = resolve));
-    await before;
-    return end;
-  }
 }
 
 const TRIES = 3;

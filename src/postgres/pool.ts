@@ -263,7 +263,7 @@ export interface ServerConnections {
 
 /** Control, listen, the search for another coordinator, and the probe of the coordinator itself. */
 const OTHERS = 4;
-/** Four that a hold shares while it lasts, four while it is opened, one to read what there is to lock. */
+/** Four that a hold shares while it lasts, four while it is opened, one to read which tables and shards a group has. */
 const PAUSE = 9;
 const FEW = { queue: 2, watch: 1 };
 const MANY = { queue: 4, watch: 4 };

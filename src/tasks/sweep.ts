@@ -3,7 +3,7 @@ import type { Queryable } from '../postgres/queries.js';
 import { type Logger, OncePerChange } from '../logger.js';
 import { remedyOf } from '../postgres/sqlstate.js';
 import { errorText } from '../postgres/session.js';
-import { pruneTasks } from '../tasks/finish.js';
+import { pruneTasks } from './finish.js';
 import { Loop } from '../wait.js';
 
 /** What a sweep changed. */

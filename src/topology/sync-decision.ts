@@ -126,24 +126,20 @@ interface Opinion extends Address {
   readonly isGone: boolean;
 }
 
+/** What is reported of one node. */
+type Reports = readonly [ComparedMember, ...ComparedMember[]];
+
 function opinionsOf(reports: readonly ComparedMember[], ttlMs: number): Opinion[] {
-  const byNode = new Map<string, ComparedMember[]>();
+  const byNode = new Map<string, Reports>();
   for (const report of reports) {
     const key = formatAddress(report);
-    const known = byNode.get(key);
-    if (known) known.push(report);
-    else byNode.set(key, [report]);
+    byNode.set(key, [report, ...(byNode.get(key) ?? [])]);
   }
-  return [...byNode.values()].flatMap(([first, ...rest]) =>
-    first === undefined ? [] : [opinionOf(first, [first, ...rest], ttlMs)],
-  );
+  return [...byNode.values()].map((ofNode) => opinionOf(ofNode, ttlMs));
 }
 
-function opinionOf(
-  { host, port, servesNoReads }: ComparedMember,
-  reports: readonly ComparedMember[],
-  ttlMs: number,
-): Opinion {
+function opinionOf(reports: Reports, ttlMs: number): Opinion {
+  const [{ host, port, servesNoReads }] = reports;
   const timelines = reports
     .filter(claimsPrimary)
     .flatMap(({ timeline }) => (timeline === null ? [] : [timeline]));

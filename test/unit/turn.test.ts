@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { Turn } from '../../src/controller/work.js';
+import { Turn } from '../../src/wait.js';
 
 describe('a turn', () => {
   it('is taken one after the other, in the order of asking', async () => {

@@ -266,8 +266,8 @@ export class PauseNode {
   }
 
   /**
-   * Has as many sessions open as a hold takes, so that it need not connect first, and knows what there is
-   * to lock of these groups. Where that failed it is left alone for a while.
+   * Has as many sessions open as a hold takes, so that it need not connect first, and knows the targets
+   * of these groups. Where that failed it is left alone for a while.
    *
    * @throws when the node cannot be reached
    */
