@@ -117,6 +117,20 @@ export async function withSession<T>(
   }
 }
 
+/** What a report may say of its hold, on each command that makes one. */
+export function cooldownOption(): Option {
+  return new Option(
+    '--cooldown <duration>',
+    'how long a blocking session may keep running before it is terminated (default 10s)',
+  );
+}
+
+export function pauseOption(choices: readonly string[]): Option {
+  return new Option('--pause <what>', 'what waits (default: MPP_PAUSE of the controller)').choices(
+    choices,
+  );
+}
+
 const DAY_MS = 86_400_000;
 
 /**

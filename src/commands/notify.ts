@@ -1,13 +1,23 @@
-import { Command, Option } from 'commander';
+import { Command } from 'commander';
 import type { Settings } from '../config/settings.js';
 import { formatDuration } from '../config/formats.js';
 import { ConfigError } from '../errors.js';
 import { bounded, CommandError, EXIT, HOOK_GRACE_MS, HOOK_WAIT_MS } from './exit.js';
-import { addSettings, duration, integer, type Io, readSettings, required } from './flags.js';
+import {
+  addSettings,
+  cooldownOption,
+  duration,
+  integer,
+  type Io,
+  pauseOption,
+  readSettings,
+  required,
+} from './flags.js';
 import {
   type Acknowledgement,
   asCommandError,
   isAccepted,
+  isOpen,
   type Report,
   submitTask,
   waitForTask,
@@ -52,17 +62,8 @@ function addFlags(command: Command): Command {
     .option('--host <host>', 'host of the node, as pg_dist_node is to have it (required)')
     .option('--port <port>', 'port of the node', '5432')
     .option('--timeout <duration>', 'how long the hold may last (default 30s; 10s for suspect)')
-    .option(
-      '--cooldown <duration>',
-      'how long a blocking session may keep running before it is terminated (default 10s)',
-    )
-    .addOption(
-      new Option('--pause <what>', 'what waits (default: MPP_PAUSE of the controller)').choices([
-        'writes',
-        'all',
-        'none',
-      ]),
-    )
+    .addOption(cooldownOption())
+    .addOption(pauseOption(['writes', 'all', 'none']))
     .option(
       '--secondary <host:port>',
       'another node of the group; once for each (default: they stay as they are)',
@@ -107,7 +108,7 @@ function refusal(
   { id, status, reason }: Acknowledgement & { readonly id: string },
   isHook: boolean,
 ): CommandError {
-  if (status === 'pending' || status === 'claimed') {
+  if (isOpen({ status })) {
     const why = reason === null ? '' : ` (${reason})`;
     return new CommandError(
       EXIT.timedOut,

@@ -41,6 +41,11 @@ export function isAccepted({ status }: Acknowledgement): boolean {
   return status === 'holding' || status === 'done';
 }
 
+/** Not acknowledged yet. */
+export function isOpen({ status }: Pick<Acknowledgement, 'status'>): boolean {
+  return status === 'pending' || status === 'claimed';
+}
+
 /**
  * Reports with `mpp_submit`.
  *
@@ -197,7 +202,7 @@ async function watch(client: pg.Client, id: string, until: number): Promise<Ackn
     const { rows } = await client.query<{ status: string }>(WAIT, [id, look]);
     const status = rows[0]?.status ?? 'pending';
     const over = performance.now() >= until;
-    if (!over && (status === 'pending' || status === 'claimed')) continue;
+    if (!over && isOpen({ status })) continue;
     const found = await client.query<Acknowledgement>(STATUS, [id]);
     const [answer] = found.rows;
     if (answer !== undefined) return answer;

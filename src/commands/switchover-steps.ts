@@ -12,6 +12,7 @@ import {
   type Acknowledgement,
   asCommandError,
   isAccepted,
+  isOpen,
   type Report,
   submitTask,
   waitForTask,
@@ -104,10 +105,8 @@ export class Switchover {
 
   async #step<T>(step: string, work: () => Promise<T>): Promise<T> {
     const began = performance.now();
-    const progress: string[] = [];
     const timer = setInterval(() => {
-      progress.push(`  ${step.padEnd(8)} ${seconds(performance.now() - began)} so far`);
-      this.#options.say(progress.at(-1) ?? '');
+      this.#options.say(`  ${step.padEnd(8)} ${seconds(performance.now() - began)} so far`);
     }, PROGRESS_MS);
     try {
       return await work();
@@ -115,9 +114,7 @@ export class Switchover {
       clearInterval(timer);
       const ms = Math.round(performance.now() - began);
       this.steps.push({ step, ms });
-      this.#options.say(
-        `  ${step.padEnd(8)} ${seconds(ms)}${progress.length > 0 ? ' in all' : ''}`,
-      );
+      this.#options.say(`  ${step.padEnd(8)} ${seconds(ms)}${ms >= PROGRESS_MS ? ' in all' : ''}`);
     }
   }
 
@@ -200,7 +197,7 @@ export class Switchover {
     );
     if (answer?.status === 'done') return;
     const why = answer?.reason ?? answer?.status ?? 'interrupted';
-    if (answer?.status === 'pending' || answer?.status === 'claimed') {
+    if (answer !== undefined && isOpen(answer)) {
       throw incomplete(`the controller goes on trying: ${why}; see mpp-controller status`);
     }
     throw incomplete(`pg_dist_node was not changed: ${why}. ${next}`);

@@ -1,4 +1,4 @@
-import { Command, Option } from 'commander';
+import { Command } from 'commander';
 import { formatAddress, isHost, parseAddress, sameAddress, type Address } from '../address.js';
 import { formatDuration } from '../config/formats.js';
 import type { Settings } from '../config/settings.js';
@@ -10,9 +10,11 @@ import { isLoginRefused, sqlState } from '../postgres/sqlstate.js';
 import { CommandError, EXIT } from './exit.js';
 import {
   addSettings,
+  cooldownOption,
   duration,
   integer,
   type Io,
+  pauseOption,
   readSettings,
   required,
   withSession,
@@ -89,16 +91,8 @@ function addCommon(
 ): Command {
   command
     .option('--timeout <duration>', 'how long the hold may last', '60s')
-    .option(
-      '--cooldown <duration>',
-      'how long a blocking session may keep running before it is terminated (default 10s)',
-    )
-    .addOption(
-      new Option('--pause <what>', 'what waits (default: MPP_PAUSE of the controller)').choices([
-        'writes',
-        'all',
-      ]),
-    )
+    .addOption(cooldownOption())
+    .addOption(pauseOption(['writes', 'all']))
     .option('--yes', 'do not ask')
     .option('--dry-run', 'say what would be done, and do nothing')
     .option('--json', 'print the result as one JSON object')

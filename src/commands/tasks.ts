@@ -6,7 +6,7 @@ import { requireContract } from '../postgres/migration-session.js';
 import { sqlState } from '../postgres/sqlstate.js';
 import { CommandError, EXIT } from './exit.js';
 import { addSettings, duration, integer, type Io, readSettings, withSession } from './flags.js';
-import { asCommandError, isAccepted, waitForTask } from './submit.js';
+import { asCommandError, isAccepted, isOpen, waitForTask } from './submit.js';
 
 const USES = ['schema', 'databases'] as const;
 const MOST_ID = 1e15;
@@ -29,8 +29,7 @@ export function waitCommand(io: Io): Command {
       io.print(said);
       return;
     }
-    const isOpen = status === 'pending' || status === 'claimed';
-    throw new CommandError(isOpen ? EXIT.timedOut : EXIT.refused, said);
+    throw new CommandError(isOpen(answer) ? EXIT.timedOut : EXIT.refused, said);
   });
 }
 
