@@ -19,22 +19,20 @@ import {
 } from './submit.js';
 
 /** A command of the operator, which runs while the group is held. */
-export interface StepCommand {
+interface StepCommand {
   readonly step: 'stop' | 'promote' | 'restart';
   readonly line: string;
   /** Whether before_promote is reported first. */
   readonly isAnnounced: boolean;
 }
 
-export interface Target {
-  readonly to: Address;
-  readonly commands: readonly StepCommand[];
-}
-
-export interface Plan extends Target {
+export interface Plan {
   readonly groupid: number;
   /** The present primary, as pg_dist_node has it. */
   readonly from: Address;
+  /** The same for a restart. */
+  readonly to: Address;
+  readonly commands: readonly StepCommand[];
   readonly timeoutMs: number;
   readonly cooldownMs: number | null;
   readonly pause: string | null;

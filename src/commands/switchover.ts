@@ -20,7 +20,7 @@ import {
   withSession,
 } from './flags.js';
 import { asCommandError } from './submit.js';
-import { type Plan, type Step, Switchover, type Target } from './switchover-steps.js';
+import { type Plan, type Step, Switchover } from './switchover-steps.js';
 
 const USES = ['schema', 'databases'] as const;
 
@@ -50,14 +50,8 @@ export function switchoverCommand(io: Io): Command {
       '--promote <command>',
       'promotes the standby, and returns when it takes writes (required)',
     );
-  return addCommon(io, command, (from, flags) => {
+  return addCommon(io, command, (flags) => {
     const to = addressOf(required('--to', 'host:port of the standby', flags.to));
-    if (sameAddress(from, to)) {
-      throw new CommandError(
-        EXIT.refused,
-        `nothing was changed: ${formatAddress(to)} is the primary of the group already`,
-      );
-    }
     const stop = required('--stop', 'the command that stops the old primary', flags.stop);
     const promote = required('--promote', 'the command that promotes the standby', flags.promote);
     return {
@@ -78,17 +72,20 @@ export function restartCommand(io: Io): Command {
       '--cmd <command>',
       'restarts the primary, and returns when it takes connections again (required)',
     );
-  return addCommon(io, command, (from, flags) => {
+  return addCommon(io, command, (flags) => {
     const line = required('--cmd', 'the command that restarts the primary', flags.cmd);
-    return { to: from, commands: [{ step: 'restart', line, isAnnounced: false }] };
+    return { to: null, commands: [{ step: 'restart', line, isAnnounced: false }] };
   });
 }
 
-function addCommon(
-  io: Io,
-  command: Command,
-  targetOf: (from: Address, flags: Flags) => Target,
-): Command {
+/** What the flags of a command ask for. */
+interface Order {
+  /** null for the present primary. */
+  readonly to: Address | null;
+  readonly commands: Plan['commands'];
+}
+
+function addCommon(io: Io, command: Command, orderOf: (flags: Flags) => Order): Command {
   command
     .option('--timeout <duration>', 'how long the hold may last', '60s')
     .addOption(cooldownOption())
@@ -101,21 +98,18 @@ function addCommon(
     const settings = readSettings(io, command, USES);
     const flags = command.opts<Flags>();
     const group = integer('<groupid>', groupid, 1, 2_147_483_647);
-    // What can be refused without the database is refused first.
-    targetOf(NOWHERE, flags);
+    const { to, commands } = orderOf(flags);
     const common = {
       timeoutMs: duration('--timeout', flags.timeout, 1),
       cooldownMs: duration('--cooldown', flags.cooldown, 0),
       pause: flags.pause ?? null,
     };
     const from = await readPrimary(settings, group);
-    const plan: Plan = { groupid: group, from, ...targetOf(from, flags), ...common };
-    await checkTarget(io, settings, plan);
+    if (to !== null) await checkTarget(io, settings, from, to);
+    const plan: Plan = { groupid: group, from, to: to ?? from, commands, ...common };
     await carryOut(io, settings, plan, flags);
   });
 }
-
-const NOWHERE: Address = { host: 'nowhere', port: 1 };
 
 const MANUAL = `The commands run by /bin/sh, with MPP_GROUP, MPP_FROM_HOST, MPP_FROM_PORT, MPP_TO_HOST and MPP_TO_PORT set; what they
 print goes to standard error. Ctrl-C puts back what was done, as far as the servers allow.
@@ -166,10 +160,15 @@ async function readPrimary(settings: Settings, groupid: number): Promise<Address
  *
  * @throws CommandError when it is no standby that runs
  */
-async function checkTarget(io: Io, settings: Settings, { from, to }: Plan): Promise<void> {
-  if (sameAddress(from, to)) return;
+async function checkTarget(io: Io, settings: Settings, from: Address, to: Address): Promise<void> {
   const connection = { ...nodeConnection(settings.node, to), connectionTimeoutMillis: ASK_MS };
   const name = formatAddress(to);
+  if (sameAddress(from, to)) {
+    throw new CommandError(
+      EXIT.refused,
+      `nothing was changed: ${name} is the primary of the group already`,
+    );
+  }
   try {
     const session = await openSession(connection, 'check');
     try {
