@@ -247,7 +247,7 @@ export class TaskLoop {
     );
     for (const hold of holds) {
       if (hold.attempts.some(({ id }) => still.has(id))) continue;
-      this.#options.logger.info({ groupid: hold.groupid }, 'hold released');
+      void this.#logLoss(hold);
       this.#occupy(hold.groupid, () => this.#end(hold, null));
     }
   }
@@ -282,18 +282,19 @@ export class TaskLoop {
   #lose(hold: Hold): void {
     if (!this.#holds.remove(hold)) return;
     hold.session.destroy();
-    void this.#logLoss(hold);
+    // mpp_release ends the session first and commits the end of the tasks right after it.
+    void sleep(RELEASE_COMMIT_MS)
+      .then(() => this.#logLoss(hold))
+      .then(() => this.#sayHoldEnded());
     this.#mustInspect = true;
     this.wake();
   }
 
-  /** mpp_release ends the session first and commits the end of the tasks right after it. */
+  /** The same line, whether the end of its session is noticed first or that of its tasks. Never throws. */
   async #logLoss(hold: Hold): Promise<void> {
     const { db, logger } = this.#options;
-    await sleep(RELEASE_COMMIT_MS);
     const reason = await readRelease(db, hold.attempts).catch(() => undefined);
     const fields = { groupid: hold.groupid, sessionPid: hold.session.pid };
-    this.#sayHoldEnded();
     if (reason === undefined) logger.warn(fields, 'hold lost');
     else logger.info({ ...fields, reason }, 'hold ended by an operator');
   }
