@@ -23,6 +23,17 @@ interface ControlOptions {
   readonly controller: string;
 }
 
+interface ControlParts {
+  readonly client: pg.Client;
+  readonly connection: Connection;
+  readonly handler: AbstractMPPHandler;
+  readonly identity: ServerIdentity;
+  readonly leadership: Leadership;
+  readonly contract: Contract;
+  /** How long it may be without a statement once it may lead. */
+  readonly silenceMs: number;
+}
+
 /**
  * The control session. The controller that has the leadership on it is the active one; the lock behind
  * that belongs to the session, so it is free the moment the server sees that the controller is gone.
@@ -36,26 +47,22 @@ export class ControlSession {
   readonly identity: ServerIdentity;
   readonly #contract: Contract;
   readonly #leadership: Leadership;
+  readonly #silenceMs: number;
+  #isBounded = false;
   readonly #ended = new AbortController();
   readonly #turn = new Turn();
 
-  private constructor(
-    client: pg.Client,
-    connection: Connection,
-    handler: AbstractMPPHandler,
-    identity: ServerIdentity,
-    leadership: Leadership,
-    contract: Contract,
-  ) {
-    this.client = client;
-    this.connection = connection;
-    this.handler = handler;
-    this.identity = identity;
-    this.#contract = contract;
-    this.#leadership = leadership;
+  private constructor(parts: ControlParts) {
+    this.client = parts.client;
+    this.connection = parts.connection;
+    this.handler = parts.handler;
+    this.identity = parts.identity;
+    this.#contract = parts.contract;
+    this.#leadership = parts.leadership;
+    this.#silenceMs = parts.silenceMs;
     const end = (): void => this.#ended.abort();
-    client.on('error', end);
-    client.on('end', end);
+    this.client.on('error', end);
+    this.client.on('end', end);
   }
 
   /**
@@ -76,9 +83,6 @@ export class ControlSession {
       contract.schema,
     );
     try {
-      await client.query(SET_IDLE_TIMEOUT, [
-        `${Math.max(heartbeatMs * MISSED_HEARTBEATS, 1_000)}ms`,
-      ]);
       // On a standby as well: else it would not be known before the controller is needed.
       await refuseNewer(client, contract.schema, contract.known);
       const identity = await readIdentity(client);
@@ -88,7 +92,10 @@ export class ControlSession {
       const leadership = new Leadership(client, controller);
       await refuseOtherSchema(client);
       const server = eachServer(connection)[index] ?? connection;
-      return new ControlSession(client, server, handler, identity, leadership, contract);
+      return new ControlSession({
+        ...{ client, connection: server, handler, identity, leadership, contract },
+        silenceMs: Math.max(heartbeatMs * MISSED_HEARTBEATS, 1_000),
+      });
     } catch (error) {
       await closeSession(client);
       throw error;
@@ -111,12 +118,24 @@ export class ControlSession {
 
   /** Tries to lead; see Leadership. */
   async tryLead(): Promise<Attempt> {
+    await this.#boundSilence();
     return this.#leadership.tryLead();
   }
 
   /** Leads again after another control session of the same controller was lost. */
   async regain(): Promise<Attempt> {
+    await this.#boundSilence();
     return this.#leadership.regain();
+  }
+
+  /**
+   * A controller that hangs must not keep the leadership. Before that its session may be silent: nodes that do
+   * not answer are asked first, which can take longer than a few short heartbeats.
+   */
+  async #boundSilence(): Promise<void> {
+    if (this.#isBounded) return;
+    await this.client.query(SET_IDLE_TIMEOUT, [`${this.#silenceMs}ms`]);
+    this.#isBounded = true;
   }
 
   /** @returns undefined while this session leads, else what has happened. */
@@ -159,6 +178,6 @@ const SILENCE_MS = 500;
 const LOCK_TIMEOUT_MS = 1_000;
 const RESIGN_MS = 500;
 
-/** A controller that hangs must not keep the leadership: after so many heartbeats the server takes it. */
+/** After so many heartbeats without a statement the server ends the session. */
 const MISSED_HEARTBEATS = 3;
 const SET_IDLE_TIMEOUT = "SELECT set_config('idle_session_timeout', $1, false)";

@@ -44,6 +44,18 @@ describe('the control session', () => {
     expect(controller.exitCode).toBeNull();
   });
 
+  it('is not ended while it waits for the answer of a silent node, however short the heartbeat', async () => {
+    const { primary } = h.cluster.group(1);
+    // Asked who is the coordinator before this one leads, which takes 2 s; the heartbeats make it 1 s.
+    await primary.freeze();
+    try {
+      controller = await h.startController({ DATABASE_URL: url, MPP_HEARTBEAT: '100ms' });
+      expect(await lead()).toMatchObject({ state: 'active' });
+    } finally {
+      await primary.thaw();
+    }
+  });
+
   it('goes on while the deletion of old tasks takes longer than the server lets it be idle', async () => {
     controller = await h.startController({ DATABASE_URL: url, MPP_RETENTION: '3s' });
     const id = await h.report({
