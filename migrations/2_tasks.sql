@@ -37,6 +37,7 @@ CREATE TABLE @mpp.mpp_tasks (
     deadline    timestamptz,
     expires_at  timestamptz,
     note        text,
+    blockers    jsonb,
     origin_database name,
     origin_id   bigint,
     CONSTRAINT mpp_tasks_origin_check CHECK ((origin_database IS NULL) = (origin_id IS NULL)),
@@ -69,6 +70,8 @@ COMMENT ON COLUMN @mpp.mpp_tasks.not_before IS 'When a retry is due.';
 COMMENT ON COLUMN @mpp.mpp_tasks.created_by IS 'Login role that reported.';
 COMMENT ON COLUMN @mpp.mpp_tasks.held_at IS 'When the traffic of the group was first made to wait.';
 COMMENT ON COLUMN @mpp.mpp_tasks.deadline IS 'When the hold ends by rollback if nothing commits it.';
+COMMENT ON COLUMN @mpp.mpp_tasks.blockers IS
+    'Sessions that have blocked it for a second, while it is claimed. Read the view mpp_blockers.';
 COMMENT ON COLUMN @mpp.mpp_tasks.origin_database IS
     'The other database in which the report was made; NULL for one that was made here.';
 COMMENT ON COLUMN @mpp.mpp_tasks.origin_id IS 'Its task there.';
@@ -114,15 +117,20 @@ CREATE TABLE @mpp.mpp_task_log (
     controller  text,
     logged_by   name        NOT NULL DEFAULT session_user,
     node_before jsonb,
-    node_after  jsonb
+    node_after  jsonb,
+    ended       jsonb
 );
 COMMENT ON TABLE @mpp.mpp_task_log IS
     'Every change of status of every task, written by trigger in the commit that changes it. Append-only; pruned with its task (MPP_RETENTION).';
 COMMENT ON COLUMN @mpp.mpp_task_log.controller IS 'The controller that had the task; NULL for what clients and operators did.';
 COMMENT ON COLUMN @mpp.mpp_task_log.node_before IS 'Rows of the group in pg_dist_node before the change, as an array; NULL when nothing was changed.';
 COMMENT ON COLUMN @mpp.mpp_task_log.node_after IS 'The same rows after it.';
+COMMENT ON COLUMN @mpp.mpp_task_log.ended IS
+    'Of the task that ended a hold or moved a primary: the tasks that ended with it, what was paused, and which sessions waited or were ended. Read the view mpp_switchovers.';
 
 CREATE INDEX mpp_task_log_task ON @mpp.mpp_task_log (task_id);
+-- What mpp_switchovers shows, the newest first, beside a long log.
+CREATE INDEX mpp_task_log_ended ON @mpp.mpp_task_log (id) WHERE ended IS NOT NULL OR status = 'rolled_back';
 
 -- One row a group that ever had a task. A session that works on the group has the row FOR UPDATE until
 -- its transaction ends, so the lock is free the moment PostgreSQL sees that session end.
@@ -559,6 +567,9 @@ BEGIN
             NEW.reason := format('superseded by task %s'::text, newer);
         END IF;
     END IF;
+    IF NEW.status <> OLD.status THEN
+        NEW.blockers := NULL;
+    END IF;
     -- What was changed in the report is said with everything that is said of it later.
     IF NEW.note IS NOT NULL AND NEW.reason IS DISTINCT FROM OLD.reason
         AND position(NEW.note IN coalesce(NEW.reason, '')) = 0
@@ -582,13 +593,20 @@ AS $$
 DECLARE
     before text;
     after  text;
+    ended  jsonb;
 BEGIN
     IF TG_OP = 'UPDATE' THEN
         before := nullif(current_setting('mpp.node_before', true), '');
         after := nullif(current_setting('mpp.node_after', true), '');
-        IF (before IS NOT NULL OR after IS NOT NULL) AND NOT @mpp.mpp_is_controller(session_user) THEN
+        ended := nullif(current_setting('mpp.ended', true), '');
+        IF coalesce(before, after, ended::text) IS NOT NULL AND NOT @mpp.mpp_is_controller(session_user) THEN
             before := NULL;
             after := NULL;
+            ended := NULL;
+        END IF;
+        -- In the log of one task, which stands for all that end with it.
+        IF (ended ->> 'task')::bigint IS DISTINCT FROM NEW.id THEN
+            ended := NULL;
         END IF;
     END IF;
     -- A task that fails again and again, each time for the same reason, is in the log with the first three
@@ -599,11 +617,11 @@ BEGIN
     THEN
         RETURN NULL;
     END IF;
-    INSERT INTO @mpp.mpp_task_log (task_id, groupid, event, status, reason, attempt, controller, node_before, node_after)
+    INSERT INTO @mpp.mpp_task_log (task_id, groupid, event, status, reason, attempt, controller, node_before, node_after, ended)
     VALUES (NEW.id, NEW.groupid, NEW.event, NEW.status,
             -- Until it is known how this attempt ends, the row has the reason of the one before.
             CASE WHEN NEW.status <> 'claimed' OR NEW.attempt = 1 THEN NEW.reason END, NEW.attempt,
-            CASE WHEN TG_OP = 'UPDATE' THEN NEW.claimed_by END, before::jsonb, after::jsonb);
+            CASE WHEN TG_OP = 'UPDATE' THEN NEW.claimed_by END, before::jsonb, after::jsonb, ended);
     -- A queue that is full would keep the task from ending; a waiter also looks by itself.
     IF NEW.status NOT IN ('pending', 'claimed') AND pg_notification_queue_usage() < 0.9 THEN
         PERFORM pg_notify('mpp_task_status', json_build_object(
@@ -704,7 +722,7 @@ GRANT INSERT (event, groupid, nodename, nodeport, secondaries, timeout, cooldown
 GRANT SELECT (id) ON @mpp.mpp_tasks TO mpp_client;
 GRANT SELECT ON @mpp.mpp_tasks, @mpp.mpp_task_log, @mpp.mpp_groups, @mpp.mpp_group_sessions TO mpp_operator;
 GRANT SELECT, INSERT, DELETE,
-      UPDATE (status, reason, nodeid, attempt, claimed_by, not_before, claimed_at, held_at, finished_at, deadline)
+      UPDATE (status, reason, nodeid, attempt, claimed_by, not_before, claimed_at, held_at, finished_at, deadline, blockers)
     ON @mpp.mpp_tasks TO mpp_controller;
 GRANT SELECT, DELETE ON @mpp.mpp_task_log TO mpp_controller;
 GRANT SELECT, INSERT, UPDATE ON @mpp.mpp_groups TO mpp_controller;

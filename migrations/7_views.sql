@@ -144,7 +144,140 @@ LEFT JOIN pg_stat_get_activity(mark.pid) AS alive
 COMMENT ON VIEW @mpp.mpp_status IS
     'Controllers (active, standby, gone) and the backlog. One row with state none where no controller has ever registered. waits_for names the sessions that keep a standby from becoming active.';
 
-GRANT SELECT ON @mpp.mpp_queue, @mpp.mpp_holds, @mpp.mpp_status TO mpp_operator, mpp_controller;
+-- The address of the primary among rows of mpp_task_log.
+CREATE FUNCTION @mpp.mpp_primary_of(nodes jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN n.host LIKE '%:%' THEN format('[%s]:%s', n.host, n.port) ELSE format('%s:%s', n.host, n.port) END
+    FROM (
+        SELECT e.node ->> 'nodename' AS host, e.node ->> 'nodeport' AS port
+        FROM jsonb_array_elements(nodes) AS e (node)
+        WHERE e.node ->> 'noderole' = 'primary'
+        LIMIT 1
+    ) AS n
+$$;
+COMMENT ON FUNCTION @mpp.mpp_primary_of IS
+    'host:port of the primary among the rows in node_before or node_after of mpp_task_log; NULL when there is none.';
+
+-- Rows read: the index mpp_task_log_ended, and for each of its rows the tasks by their key. A hold whose controller died,
+-- or that was released, has no summary: of its tasks, which ended in one transaction, the first stands for all.
+CREATE VIEW @mpp.mpp_switchovers AS
+WITH entry AS (
+    SELECT l.id, l.groupid, l.task_id, l.status, l.reason, l.controller, l.logged_at, l.node_before, l.node_after, l.ended,
+           CASE WHEN l.ended IS NOT NULL
+               THEN ARRAY(SELECT e.id::bigint FROM jsonb_array_elements_text(l.ended -> 'tasks') AS e (id))
+               ELSE ARRAY(
+                   SELECT o.task_id
+                   FROM @mpp.mpp_task_log AS o
+                   WHERE o.id >= l.id AND o.id < l.id + 100
+                     AND o.groupid = l.groupid AND o.status = 'rolled_back' AND o.xmin = l.xmin
+                   ORDER BY o.task_id)
+           END AS tasks
+    FROM @mpp.mpp_task_log AS l
+    WHERE (l.ended IS NOT NULL OR l.status = 'rolled_back')
+      AND NOT (l.ended IS NULL AND EXISTS (
+          SELECT
+          FROM @mpp.mpp_task_log AS o
+          WHERE o.id < l.id AND o.id > l.id - 100
+            AND o.groupid = l.groupid AND o.status = 'rolled_back' AND o.xmin = l.xmin))
+)
+SELECT e.id,
+       e.groupid,
+       CASE WHEN e.status = 'rolled_back' THEN 'rolled back'
+            WHEN p.old IS NULL THEN 'registration'
+            WHEN p.new = p.old THEN CASE WHEN t.is_planned THEN 'restart' ELSE 'interruption' END
+            WHEN t.is_planned THEN 'switchover'
+            ELSE 'failover'
+       END AS kind,
+       p.old AS old_primary,
+       p.new AS new_primary,
+       t.reported_at,
+       t.held_at,
+       t.promoted_at,
+       e.logged_at AS ended_at,
+       t.held_at - t.reported_at AS opening,
+       e.logged_at - t.held_at AS held,
+       e.logged_at - t.promoted_at AS committing,
+       (e.ended ->> 'longestWaitMs')::float8 * interval '1 ms' AS longest_wait,
+       (e.ended ->> 'sessionsWaiting')::integer AS sessions_waiting,
+       (e.ended ->> 'terminated')::integer AS sessions_terminated,
+       (e.ended ->> 'cancelled')::integer AS statements_cancelled,
+       e.ended ->> 'pause' AS pause,
+       t.source,
+       t.reported_by,
+       e.controller,
+       e.tasks,
+       e.reason
+FROM entry AS e
+CROSS JOIN LATERAL (
+    SELECT bool_or(k.event = 'before_demote') AS is_planned,
+           min(k.created_at) AS reported_at,
+           min(k.held_at) AS held_at,
+           max(k.created_at) FILTER (WHERE k.id = e.task_id AND k.event = 'after_promote') AS promoted_at,
+           (array_agg(k.source ORDER BY k.id))[1] AS source,
+           (array_agg(k.created_by ORDER BY k.id))[1] AS reported_by,
+           max(format(CASE WHEN k.nodename LIKE '%:%' THEN '[%s]:%s' ELSE '%s:%s' END, k.nodename, k.nodeport))
+               FILTER (WHERE k.id = e.task_id) AS node
+    FROM @mpp.mpp_tasks AS k
+    WHERE k.id = ANY (e.tasks)
+) AS t
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN e.node_before IS NULL THEN t.node ELSE @mpp.mpp_primary_of(e.node_before) END AS old,
+           CASE WHEN e.node_after IS NOT NULL THEN @mpp.mpp_primary_of(e.node_after)
+                WHEN e.status = 'done' THEN t.node
+           END AS new
+) AS p;
+COMMENT ON VIEW @mpp.mpp_switchovers IS
+    'What became of the primaries, one row for each switchover, failover, restart, registration and hold that was rolled back. Read it ORDER BY id DESC.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.id IS 'The entry of mpp_task_log that ended it; in the order of their commits within a group.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.groupid IS 'Group in pg_dist_node; 0 is the coordinator.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.kind IS 'switchover (planned by before_demote), failover, restart (planned, the same primary), interruption (not planned, the same primary), registration (the first primary of the group), or rolled back (a hold that ended without a change).';
+COMMENT ON COLUMN @mpp.mpp_switchovers.old_primary IS 'host:port of the primary before.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.new_primary IS 'host:port of the primary after; NULL when it was rolled back.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.reported_at IS 'When its first task was reported.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.held_at IS 'When the traffic of the group began to wait; NULL when there was no hold.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.promoted_at IS 'When after_promote was reported.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.ended_at IS 'When it was committed or rolled back.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.opening IS 'From the first report until the traffic waited.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.held IS 'How long the traffic waited at most.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.committing IS 'From after_promote until the commit.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.longest_wait IS 'How long the statement of a client had been running that waited longest, on all nodes of the hold, right before the commit. NULL when it was not seen.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.sessions_waiting IS 'How many sessions of clients waited then.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.sessions_terminated IS 'How many sessions the controller terminated because they blocked it past the cooldown.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.statements_cancelled IS 'How many maintenance commands, and statements that waited for the hold and blocked its commit, the controller cancelled.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.pause IS 'What waited: writes, all or none.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.source IS 'Who made the first task: client, sync or probe.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.reported_by IS 'Login role of the first task.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.controller IS 'The controller that ended it; NULL for mpp_release.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.tasks IS 'Its tasks.';
+COMMENT ON COLUMN @mpp.mpp_switchovers.reason IS 'Why it was rolled back, or what else is to be said.';
+
+-- The controller writes them down, because only it knows those of other nodes, and for how long each has blocked it.
+CREATE VIEW @mpp.mpp_blockers AS
+SELECT t.groupid, b.server, b.pid, b.usename, b.application_name, b.state, b.since, b.blocks, b.ends_at, b.described, t.id AS task
+FROM @mpp.mpp_tasks AS t
+CROSS JOIN LATERAL jsonb_to_recordset(t.blockers) AS b (
+    server text, pid integer, usename text, application_name text, state text, since timestamptz, blocks text,
+    ends_at timestamptz, described text)
+WHERE t.finished_at IS NULL AND t.status = 'claimed';
+COMMENT ON VIEW @mpp.mpp_blockers IS
+    'Sessions that have blocked a hold, or the change of pg_dist_node, for more than a second, on all nodes. No rows: nothing blocks.';
+COMMENT ON COLUMN @mpp.mpp_blockers.groupid IS 'Group of the hold or the change.';
+COMMENT ON COLUMN @mpp.mpp_blockers.server IS 'host:port of the node where it is; NULL for this server.';
+COMMENT ON COLUMN @mpp.mpp_blockers.pid IS 'Its process there; NULL for a prepared transaction.';
+COMMENT ON COLUMN @mpp.mpp_blockers.usename IS 'Its role.';
+COMMENT ON COLUMN @mpp.mpp_blockers.application_name IS 'Its application_name.';
+COMMENT ON COLUMN @mpp.mpp_blockers.state IS 'As in pg_stat_activity, when it was seen; NULL where the controller may not see it.';
+COMMENT ON COLUMN @mpp.mpp_blockers.since IS 'When its transaction began; NULL where the controller may not see it.';
+COMMENT ON COLUMN @mpp.mpp_blockers.blocks IS 'hold: the locks of a hold. change: the change of pg_dist_node.';
+COMMENT ON COLUMN @mpp.mpp_blockers.ends_at IS 'When the controller terminates it if it still blocks then; NULL: it is waited for.';
+COMMENT ON COLUMN @mpp.mpp_blockers.described IS 'The same in a sentence.';
+COMMENT ON COLUMN @mpp.mpp_blockers.task IS 'The task that waits.';
+
+REVOKE ALL ON FUNCTION @mpp.mpp_primary_of FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION @mpp.mpp_primary_of TO mpp_operator, mpp_controller;
+GRANT SELECT ON @mpp.mpp_queue, @mpp.mpp_holds, @mpp.mpp_status, @mpp.mpp_switchovers, @mpp.mpp_blockers TO mpp_operator, mpp_controller;
 
     $sql$, '@mpp.', home || '.'), '@home', quote_literal(home));
 END

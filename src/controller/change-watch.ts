@@ -1,4 +1,5 @@
 import type { ChangeBlocker } from '../mpp/abstract.js';
+import type { BlockerNote } from '../tasks/task.js';
 import { Loop } from '../wait.js';
 
 const LOOK_MS = 250;
@@ -20,7 +21,7 @@ interface ChangeWatchOptions {
   /** How long a session may block the change before it is terminated, in milliseconds. */
   readonly cooldownMs: number;
   /** Called with a sentence when what blocks the change for a second is not what it was. */
-  readonly onBlocked: (sentence: string) => void;
+  readonly onBlocked: (sentence: string, blockers: readonly BlockerNote[]) => void;
   /** Called for a session that was terminated, and how long it had blocked the change. */
   readonly onEnded: (blocker: ChangeBlocker, blockedMs: number) => void;
 }
@@ -143,16 +144,32 @@ export class ChangeWatch {
     if (keys === '' || keys === this.#named) return;
     this.#named = keys;
     const { cooldownMs, onBlocked } = this.#options;
-    const named = long.map((blocker) => {
+    const notes = long.map((blocker) => {
       const leftMs = cooldownMs - (now - (this.#since.get(blocker.key) ?? now));
-      return `${blocker.described}, ${consequence(blocker, leftMs)}`;
+      return noteOf(blocker, new Date(Date.now() + Math.max(0, leftMs)));
     });
-    this.#sentence = `the change of pg_dist_node waits for ${named.join('; ')}`;
-    onBlocked(this.#sentence);
+    this.#sentence = `the change of pg_dist_node waits for ${notes.map(({ described }) => described).join('; ')}`;
+    onBlocked(this.#sentence, notes);
   }
 }
 
-function consequence({ kind }: ChangeBlocker, leftMs: number): string {
+/** @param endsAt when its cooldown is over */
+function noteOf(blocker: ChangeBlocker, endsAt: Date): BlockerNote {
+  const { kind, pid, usename, application, state, since, mayEnd, described } = blocker;
+  return {
+    server: null,
+    pid: pid === 0 ? null : pid,
+    usename,
+    application_name: application,
+    state,
+    since: since?.toISOString() ?? null,
+    blocks: 'change',
+    ends_at: kind === 'session' && mayEnd ? endsAt.toISOString() : null,
+    described: `${described}, ${consequence(kind, endsAt)}`,
+  };
+}
+
+function consequence(kind: ChangeBlocker['kind'], endsAt: Date): string {
   switch (kind) {
     case 'block':
       return 'which keeps pg_dist_node from being changed and is waited for';
@@ -160,9 +177,7 @@ function consequence({ kind }: ChangeBlocker, leftMs: number): string {
       return 'which COMMIT PREPARED or ROLLBACK PREPARED ends';
     case 'own':
       return 'a session of a controller, which is waited for';
-    case 'session': {
-      const at = new Date(Date.now() + Math.max(0, leftMs)).toISOString().slice(11, 19);
-      return `which is terminated at ${at} UTC if it still blocks the change`;
-    }
+    case 'session':
+      return `which is terminated at ${endsAt.toISOString().slice(11, 19)} UTC if it still blocks the change`;
   }
 }

@@ -1,4 +1,4 @@
-import type { Node, Step, Transition } from '../mpp/abstract.js';
+import type { Node, Step, Transition, WaitingClients } from '../mpp/abstract.js';
 import type { Queryable } from '../postgres/queries.js';
 import { addDetail, isCancelled, isTaken } from '../postgres/sqlstate.js';
 import {
@@ -11,12 +11,12 @@ import {
   recordChange,
   requeueTasks,
 } from '../tasks/finish.js';
-import type { Task } from '../tasks/task.js';
+import type { BlockerNote, Task } from '../tasks/task.js';
 import { type Address, formatAddress, sameAddress } from '../address.js';
 import { within } from '../wait.js';
 import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './retry-delays.js';
 import { ChangeWatch, NAMED_AFTER_MS } from './change-watch.js';
-import { type Hold, describeGroup, primaryOf } from './holds.js';
+import { type Hold, describeGroup, primaryOf, summarize } from './holds.js';
 import { leaveUnconfirmed } from './task-failure.js';
 import type { Unconfirmed } from './verification.js';
 import {
@@ -33,6 +33,8 @@ import {
 } from './work.js';
 
 const LOCKED_DELAY_MS = 100;
+/** How long the end of a hold may wait to know which clients wait. */
+const WAITING_MS = 20;
 /** How long the answer of a node may keep pg_dist_node locked. */
 const LOCKED_CHECK_MS = 500;
 const NOT_ANSWERED = { kind: 'notYet', reason: 'the node has not answered yet' } as const;
@@ -40,6 +42,22 @@ const WAITS_FOR_TURN = 'waits for another group to change pg_dist_node first';
 const ROWS_LOCKED = 'another session has locked a task of the change; it is tried again';
 
 type ChangeTransition = Extract<Transition, { kind: 'change' }>;
+
+/** What is seen and done while rows change, for the log. */
+interface ChangeNotes {
+  terminated: number;
+  cancelled: number;
+  /** The clients that waited, once that is known. */
+  waiting: { readonly clients: WaitingClients; readonly readAt: number } | undefined;
+}
+
+/** The rows to change, and what the log is to say of it. */
+interface Change extends ChangeTransition {
+  /** Undefined where no primary moves. */
+  readonly notes?: ChangeNotes;
+  /** Which secondaries are left out for now, and why. */
+  readonly left?: string | undefined;
+}
 
 /** Changes pg_dist_node, ends the task and those of the hold, and commits all of it together. */
 export async function commitChange(
@@ -94,12 +112,16 @@ async function waitForTurn(place: Workplace, task: Task): Promise<Outcome> {
 }
 
 /** Says what a change waits for: once in the log for each change of it, and in `reason`. */
-function tellWaiting(place: Workplace, { task, log }: Work, sentence: string): void {
+function tellWaiting(
+  place: Workplace,
+  { task, log }: Work,
+  sentence: string,
+  blockers?: readonly BlockerNote[],
+): void {
   log.warn(sentence);
+  const attempt = attemptOf(place.controller, task);
   // What cannot be written is in the log.
-  markReason(place.db, attemptOf(place.controller, task), 'claimed', sentence).catch(
-    () => undefined,
-  );
+  markReason(place.db, attempt, 'claimed', sentence, blockers).catch(() => undefined);
 }
 
 async function changeAndCommit(
@@ -111,7 +133,9 @@ async function changeAndCommit(
   const { task, session, hold, log } = work;
   const { steps } = transition;
   hold?.pausing?.expectCommit();
-  const undone = await changeRows(place, work, transition);
+  const notes: ChangeNotes = { terminated: 0, cancelled: 0, waiting: undefined };
+  noteWaiting(hold, notes);
+  const undone = await changeRows(place, work, { ...transition, notes });
   if (undone !== undefined) return undone;
   if (isFirst) {
     // pg_dist_node is locked by now, for every group.
@@ -126,6 +150,22 @@ async function changeAndCommit(
   return transition.followUp ? { again: 0 } : {};
 }
 
+/** Asks which clients wait while the rows change. The change does not wait for the answer. */
+function noteWaiting(hold: Hold | undefined, notes: ChangeNotes): void {
+  hold?.pausing?.waitingClients().then(
+    (clients) => (notes.waiting = { clients, readAt: performance.now() }),
+    () => undefined,
+  );
+}
+
+/** Those that were seen waiting wait on. */
+function waitingNow({ waiting }: ChangeNotes): WaitingClients | undefined {
+  if (waiting === undefined) return undefined;
+  const { sessions, longestMs } = waiting.clients;
+  const since = performance.now() - waiting.readAt;
+  return { sessions, longestMs: longestMs === null ? null : Math.round(longestMs + since) };
+}
+
 /**
  * Runs the steps and writes down what they did. The rows of mpp_tasks that the change ends are looked at
  * before pg_dist_node is locked, because a session that has one of them must not keep other groups waiting
@@ -136,7 +176,7 @@ async function changeAndCommit(
 async function changeRows(
   place: Workplace,
   work: Work,
-  change: ChangeTransition & { readonly left?: string | undefined },
+  change: Change,
 ): Promise<Outcome | undefined> {
   const { client } = work.session;
   await client.query('SAVEPOINT mpp_change');
@@ -216,12 +256,15 @@ async function endUnchanged(
   hold: Hold,
   { nodeid, followUp }: ChangeTransition,
 ): Promise<Outcome> {
+  const asked = hold.pausing?.waitingClients().catch(() => undefined);
+  const waiting = await within(WAITING_MS, asked ?? Promise.resolve(undefined), undefined);
   place.holds.remove(hold);
   await session.rollback();
   const mine = attemptOf(place.controller, task);
   const reason = 'the primary is the same; its traffic goes on';
   const ended = [...hold.attempts, ...(followUp ? [] : [mine])];
-  const end = { status: 'done', nodeid, reason } as const;
+  const summary = summarize(hold, followUp ? undefined : task.id, { waiting });
+  const end = { status: 'done', nodeid, reason, ...(summary && { summary }) } as const;
   await persistRows(place.db, ended, () => endTasks(place.db, ended, end));
   if (followUp) await requeue(place, task, 'the primary is the same; its secondaries follow', 0);
   log.info({ heldBy: hold.attempts.length }, 'hold ended without a change');
@@ -242,17 +285,13 @@ async function tryAgain(
 }
 
 /** @returns false when another session has changed the rows that the steps were planned from. */
-async function runSteps(
-  place: Workplace,
-  work: Work,
-  { steps }: ChangeTransition,
-): Promise<boolean> {
+async function runSteps(place: Workplace, work: Work, { steps, notes }: Change): Promise<boolean> {
   const { hold } = work;
   const [first, ...others] = steps;
   if (first === undefined) return true;
   const isLocked = hold !== undefined && locksNodes(hold);
   try {
-    await applyWatched(place, work, first);
+    await applyWatched(place, work, first, notes);
   } catch (error) {
     if (hold && !isLocked && isTaken(error)) return false;
     throw error;
@@ -279,8 +318,13 @@ async function apply(
  *
  * @throws the step's error; its detail names what the step has waited for.
  */
-async function applyWatched(place: Workplace, work: Work, step: Step): Promise<void> {
-  const watch = watchChange(place, work);
+async function applyWatched(
+  place: Workplace,
+  work: Work,
+  step: Step,
+  notes: ChangeNotes | undefined,
+): Promise<void> {
+  const watch = watchChange(place, work, notes);
   try {
     await apply(place, work, step).catch(async (error: unknown) => {
       const { forced } = watch;
@@ -302,7 +346,7 @@ async function applyWatched(place: Workplace, work: Work, step: Step): Promise<v
   }
 }
 
-function watchChange(place: Workplace, work: Work): ChangeWatch {
+function watchChange(place: Workplace, work: Work, notes: ChangeNotes | undefined): ChangeWatch {
   const { pid } = work.session;
   const handler = place.handler();
   return new ChangeWatch({
@@ -311,14 +355,16 @@ function watchChange(place: Workplace, work: Work): ChangeWatch {
     waitersForHold: () => work.hold?.pausing?.waiters() ?? Promise.resolve(new Set()),
     cancel: async (blocker) => {
       await handler.cancelStatement(place.db, blocker.pid);
+      if (notes) notes.cancelled += 1;
       work.log.warn(
         `cancelled the statement of ${blocker.described}, which waited for this hold and blocked its change of pg_dist_node`,
       );
     },
     cooldownMs: work.task.cooldownMs,
-    onBlocked: (sentence) => tellWaiting(place, work, sentence),
+    onBlocked: (sentence, blockers) => tellWaiting(place, work, sentence, blockers),
     onEnded: ({ described }, blockedMs) => {
       const seconds = (blockedMs / 1_000).toFixed(1);
+      if (notes) notes.terminated += 1;
       work.log.warn(
         `terminated ${described}, which had blocked the change of pg_dist_node for ${seconds} s`,
       );
@@ -334,13 +380,14 @@ function watchChange(place: Workplace, work: Work): ChangeWatch {
 async function record(
   place: Workplace,
   work: Work,
-  { followUp, nodeid, left }: ChangeTransition & { readonly left?: string | undefined },
+  { followUp, nodeid, left, notes }: Change,
 ): Promise<boolean> {
   const { task, hold, nodes } = work;
   const { client } = work.session;
   const after = await place.handler().readNodes(client, task);
   const before = describeGroup(hold?.before ?? nodes, task.groupid);
-  await recordChange(client, { before, after: describeGroup(after, task.groupid) });
+  const summary = notes && summarize(hold, task.id, { ...notes, waiting: waitingNow(notes) });
+  await recordChange(client, { before, after: describeGroup(after, task.groupid), summary });
   if (followUp) await addFollowUp(client, task);
   const mine = attemptOf(place.controller, task);
   if (left !== undefined) {

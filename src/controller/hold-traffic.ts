@@ -130,11 +130,11 @@ async function pause(
     cooldownMs: task.cooldownMs,
     remainingMs: task.resumed ? task.remainingMs : task.timeoutMs,
     signal: place.signal,
-    onBlocked: (sentence) => {
+    onBlocked: (sentence, blockers) => {
       log.warn(`the hold ${sentence}`);
       const attempt = attemptOf(place.controller, task);
       // What cannot be written is in the log.
-      markReason(place.db, attempt, 'claimed', sentence).catch(() => undefined);
+      markReason(place.db, attempt, 'claimed', sentence, blockers).catch(() => undefined);
     },
     onReason: (sentence) => {
       const attempt = hold.attempts.at(-1);

@@ -1,8 +1,8 @@
 import type { Pool } from 'pg';
 import type { Queryable } from '../postgres/queries.js';
 import { Transaction, type Bounds } from '../postgres/transaction.js';
-import type { Node, HeldNode, Pausing } from '../mpp/abstract.js';
-import type { Attempt } from '../tasks/finish.js';
+import type { HeldNode, Interventions, Node, Pausing, WaitingClients } from '../mpp/abstract.js';
+import type { Attempt, Summary } from '../tasks/finish.js';
 import type { Pause } from '../tasks/task.js';
 
 /** One held group: an open transaction, what it changed, and the tasks that end with it. */
@@ -17,6 +17,33 @@ export interface Hold {
   node: HeldNode;
   /** The acknowledged tasks of the hold. */
   readonly attempts: Attempt[];
+}
+
+/**
+ * What there is to say of a hold that ends, or of a primary that moves without one.
+ *
+ * @param last id of the task that ends it; undefined when the hold is rolled back
+ * @param seen what was done and seen while the rows changed
+ */
+export function summarize(
+  hold: Hold | undefined,
+  last: string | undefined,
+  seen: Partial<Interventions> & { readonly waiting?: WaitingClients | undefined } = {},
+): Summary | undefined {
+  const tasks = [
+    ...(hold?.attempts.map(({ id }) => id) ?? []),
+    ...(last === undefined ? [] : [last]),
+  ];
+  const task = last ?? tasks[0];
+  if (task === undefined) return undefined;
+  const { terminated = 0, cancelled = 0 } = hold?.pausing?.interventions ?? {};
+  return {
+    ...{ task, tasks, pause: hold?.pause ?? 'none' },
+    sessionsWaiting: seen.waiting?.sessions ?? null,
+    longestWaitMs: seen.waiting?.longestMs ?? null,
+    terminated: terminated + (seen.terminated ?? 0),
+    cancelled: cancelled + (seen.cancelled ?? 0),
+  };
 }
 
 interface Entry {

@@ -9,7 +9,7 @@ import { endTasks, readRelease, readUnfinishedChange, stillHolding } from '../ta
 import { takeBack, Expiry } from '../tasks/sweep.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { Turn, WakeUp } from '../wait.js';
-import { type Hold, Holds } from './holds.js';
+import { type Hold, Holds, summarize } from './holds.js';
 import { Processor } from './processor.js';
 import { type Outcome, type Workplace, persistRows } from './work.js';
 
@@ -271,7 +271,8 @@ export class TaskLoop {
     await hold.session.rollback();
     if (reason === null) return;
     try {
-      const end = { status: 'rolled_back', reason } as const;
+      const summary = summarize(hold, undefined);
+      const end = { status: 'rolled_back', reason, ...(summary && { summary }) } as const;
       await persistRows(db, hold.attempts, () => endTasks(db, hold.attempts, end));
     } catch (error) {
       logger.warn({ err: error }, 'the end of a hold could not be recorded; a sweep will do it');

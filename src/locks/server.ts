@@ -111,6 +111,23 @@ export class Server {
     return rows[0]?.blocks ?? false;
   }
 
+  /**
+   * The clients' sessions that wait for one of these processes. The sessions that other nodes open here for their
+   * clients are not counted: the client waits there.
+   *
+   * @param pids of the controller
+   */
+  async waitingClients(
+    pids: readonly number[],
+  ): Promise<{ sessions: number; longestMs: number | null }> {
+    const { rows } = await queryAgain<{ sessions: number; longestMs: number | null }>(this.#watch, {
+      name: 'mpp-waiting-clients',
+      text: WAITING_CLIENTS,
+      values: [pids],
+    });
+    return rows[0] ?? { sessions: 0, longestMs: null };
+  }
+
   /** Whether a process waits for a lock that another has, or for its place in the queue. */
   async isBlocked(pid: number): Promise<boolean> {
     const query = { name: 'mpp-is-blocked', text: IS_BLOCKED, values: [pid] };
@@ -231,6 +248,16 @@ const WAITS = `
   CROSS JOIN LATERAL unnest(pg_blocking_pids(w.pid)) AS b (pid)
   LEFT JOIN session AS o ON o.pid = b.pid
   WHERE coalesce(w.wait_event_type, 'Lock') = 'Lock'`;
+
+/** A role without pg_read_all_stats sees no wait events, and no times. */
+const WAITING_CLIENTS = `
+  SELECT count(*)::integer AS sessions,
+         (1000 * max(extract(epoch FROM clock_timestamp() - s.query_start)))::float8 AS "longestMs"
+  FROM pg_stat_get_activity(NULL) AS s
+  WHERE s.datid = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+    AND coalesce(s.wait_event_type, 'Lock') = 'Lock'
+    AND s.application_name !~ '^(citus_|mpp-controller )'
+    AND pg_blocking_pids(s.pid) && $1::integer[]`;
 
 const BLOCKS = `
   SELECT coalesce(bool_or($1::integer = ANY (pg_blocking_pids(w.pid))), false) AS blocks

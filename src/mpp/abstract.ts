@@ -7,7 +7,7 @@ import type { ServerIdentity } from '../postgres/identity.js';
 import type { NodeCredentials } from '../postgres/connection/database-url.js';
 import type { SessionBudget } from '../postgres/pool.js';
 import type { Transaction } from '../postgres/transaction.js';
-import type { Pause, Task } from '../tasks/task.js';
+import type { BlockerNote, Pause, Task } from '../tasks/task.js';
 import type { Address } from '../address.js';
 import type { NodeAnswer } from './node-answer.js';
 
@@ -102,12 +102,27 @@ export interface PauseRequest {
   readonly remainingMs: number;
   /** What `prefetch` gave for it, if it was called. */
   readonly prefetch?: Prefetch | undefined;
-  /** Called with a sentence that names the sessions which have blocked it for a second; on each change. */
-  readonly onBlocked: (sentence: string) => void;
+  /** Called with a sentence that names the sessions which have blocked it for a second, and with these; on each change. */
+  readonly onBlocked: (sentence: string, blockers: readonly BlockerNote[]) => void;
   /** Called with a sentence when less is paused than before, once the pause is there. */
   readonly onReason: (sentence: string) => void;
   /** Interrupts it. */
   readonly signal: AbortSignal;
+}
+
+/** How often the controller has ended what blocked a hold or a change. */
+export interface Interventions {
+  /** Sessions. */
+  readonly terminated: number;
+  /** Statements. */
+  readonly cancelled: number;
+}
+
+/** The clients that wait for a hold at one moment, on all its nodes. */
+export interface WaitingClients {
+  readonly sessions: number;
+  /** For how long the statement has been running that has waited longest; null where this role may not see it. */
+  readonly longestMs: number | null;
 }
 
 /** The traffic of one group waits, until the transaction of the request has ended. */
@@ -118,6 +133,10 @@ export interface Pausing {
   whole(): Promise<void>;
   /** Processes of the coordinator whose statements wait for it on other nodes, and so for its end. */
   waiters(): Promise<ReadonlySet<number>>;
+  /** The clients that wait now. A node that does not answer counts none. */
+  waitingClients(): Promise<WaitingClients>;
+  /** What it has ended to get and to keep its locks. */
+  readonly interventions: Interventions;
   readonly strategy: string;
   /** True when no other session can change the catalog's rows until it ends. */
   readonly locksNodes: boolean;
@@ -184,6 +203,12 @@ export interface ChangeBlocker {
   readonly kind: 'session' | 'block' | 'prepared' | 'own';
   /** Who it is and since when, for people. */
   readonly described: string;
+  readonly usename: string | null;
+  readonly application: string | null;
+  /** As in pg_stat_activity; null where this role may not see it. */
+  readonly state: string | null;
+  /** When its transaction began; null where this role may not see it. */
+  readonly since: Date | null;
   /** Whether this role may terminate it. */
   readonly mayEnd: boolean;
   /** True when it has just been terminated. */

@@ -1,6 +1,6 @@
 import type { ClientBase } from 'pg';
 import type { Queryable } from '../postgres/queries.js';
-import type { Task, TaskEnd } from './task.js';
+import type { BlockerNote, Pause, Task, TaskEnd } from './task.js';
 
 /** Names one attempt at one task: a controller that lost it to another changes nothing. */
 export interface Attempt {
@@ -103,31 +103,55 @@ const MARK_HOLDING = `
   WHERE t.id = mine.id
   RETURNING (extract(epoch FROM t.deadline - clock_timestamp()) * 1000)::float8 AS remaining_ms`;
 
-/** Writes the reason of a task while it has this status. A row that another session has locked is left as it is. */
+/**
+ * Writes the reason of a task while it has this status. A row that another session has locked is left as it is.
+ *
+ * @param blockers sessions that block it
+ */
 export async function markReason(
   db: Queryable,
   attempt: Attempt,
   status: 'claimed' | 'holding',
   reason: string,
+  blockers?: readonly BlockerNote[],
 ): Promise<void> {
   await db.query({
     name: 'mpp-mark-reason',
     text: MARK_REASON,
-    values: [...valuesOf([attempt]), status, reason],
+    values: [...valuesOf([attempt]), status, reason, blockers ? JSON.stringify(blockers) : null],
   });
 }
 
 const MARK_REASON = `
   ${MINE}
   UPDATE @mpp.mpp_tasks AS t
-  SET reason = $5
+  SET reason = $5, blockers = $6::jsonb
   FROM mine
   WHERE t.id = mine.id AND t.status = $4`;
+
+/** What is to be said of a hold that has ended, or of a primary that has moved: the view mpp_switchovers shows it. */
+export interface Summary {
+  /** Id of the task whose log has it. */
+  readonly task: string;
+  /** Ids of the tasks that end with it. */
+  readonly tasks: readonly string[];
+  readonly pause: Pause;
+  /** Sessions of clients that waited, as far as they were seen. */
+  readonly sessionsWaiting: number | null;
+  /** For how long the statement had been running that waited longest. */
+  readonly longestWaitMs: number | null;
+  /** Sessions that the controller terminated. */
+  readonly terminated: number;
+  /** Statements that it cancelled. */
+  readonly cancelled: number;
+}
 
 /** Rows of pg_dist_node for the log, before and after a change. */
 interface NodeChange {
   readonly before: unknown;
   readonly after: unknown;
+  /** Undefined where no primary moves and no hold ends. */
+  readonly summary: Summary | undefined;
 }
 
 /** Hands the rows to the trigger that writes the log, for what else this transaction records. */
@@ -135,12 +159,18 @@ export async function recordChange(transaction: ClientBase, change: NodeChange):
   await transaction.query({
     name: 'mpp-record-change',
     text: RECORD_CHANGE,
-    values: [JSON.stringify(change.before), JSON.stringify(change.after)],
+    values: [
+      JSON.stringify(change.before),
+      JSON.stringify(change.after),
+      change.summary ? JSON.stringify(change.summary) : '',
+    ],
   });
 }
 
-const RECORD_CHANGE =
-  "SELECT set_config('mpp.node_before', $1, true), set_config('mpp.node_after', $2, true)";
+const RECORD_CHANGE = `
+  SELECT set_config('mpp.node_before', $1, true),
+         set_config('mpp.node_after', $2, true),
+         set_config('mpp.ended', $3, true)`;
 
 /**
  * Ends every task of a change at once, in the transaction that makes the change.
@@ -176,21 +206,36 @@ const COMPLETE = `
 export async function endTasks(
   db: Queryable,
   attempts: readonly Attempt[],
-  end: { status: TaskEnd; nodeid?: number | null; reason: string | null },
+  end: {
+    readonly status: TaskEnd;
+    readonly nodeid?: number | null;
+    readonly reason: string | null;
+    /** Where a hold ends with them. */
+    readonly summary?: Summary;
+  },
 ): Promise<number> {
   const { rowCount } = await db.query({
     name: 'mpp-end',
     text: END,
-    values: [...valuesOf(attempts), end.status, end.nodeid ?? null, end.reason],
+    values: [
+      ...valuesOf(attempts),
+      end.status,
+      end.nodeid ?? null,
+      end.reason,
+      end.summary ? JSON.stringify(end.summary) : '',
+    ],
   });
   return rowCount ?? 0;
 }
 
 const END = `
-  ${MINE}
+  ${MINE}, handed_over AS MATERIALIZED (
+    SELECT set_config('mpp.ended', $7, true)
+  )
   UPDATE @mpp.mpp_tasks AS t
   SET status = $4, nodeid = coalesce($5, t.nodeid), reason = $6
   FROM mine
+  CROSS JOIN handed_over
   WHERE t.id = mine.id`;
 
 /**

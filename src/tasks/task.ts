@@ -51,3 +51,20 @@ export function pauseOf(
   if (setting !== 'auto') return setting;
   return event === 'before_demote' ? 'all' : 'writes';
 }
+
+/** A session that blocks a task, as the view mpp_blockers shows it. */
+export interface BlockerNote {
+  /** host:port; null for the coordinator. */
+  readonly server: string | null;
+  /** Null for a prepared transaction. */
+  readonly pid: number | null;
+  readonly usename: string | null;
+  readonly application_name: string | null;
+  readonly state: string | null;
+  /** ISO 8601. */
+  readonly since: string | null;
+  readonly blocks: 'hold' | 'change';
+  /** ISO 8601; null where it is waited for. */
+  readonly ends_at: string | null;
+  readonly described: string;
+}

@@ -65,7 +65,10 @@ describe.each(SCHEMAS)('the log and the views, in schema $schema', ({ schema, da
       await requeueTasks(db, [attempt(fact)], 'it failed', 0);
       await claim([1]);
       await db.query('BEGIN');
-      await recordChange(db, { before: [{ nodeid: 7 }], after: [{ nodeid: 7, new: true }] });
+      await recordChange(db, {
+        ...{ before: [{ nodeid: 7 }], after: [{ nodeid: 7, new: true }] },
+        summary: undefined,
+      });
       await completeTasks(db, [attempt(demote), attempt(fact, 2)], { nodeid: 7, reason: null });
       await db.query('COMMIT');
 

@@ -8,6 +8,7 @@ function blocker(key: string, more: Partial<ChangeBlocker> = {}): ChangeBlocker 
     pid: 1,
     kind: 'session',
     described: `pid ${key}`,
+    ...{ usename: 'app', application: 'web', state: 'active', since: null },
     mayEnd: true,
     ended: false,
     ...more,

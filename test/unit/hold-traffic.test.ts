@@ -38,6 +38,8 @@ const PAUSING: Pausing = {
   retarget: () => Promise.resolve(),
   whole: () => Promise.resolve(),
   waiters: () => Promise.resolve(new Set()),
+  waitingClients: () => Promise.resolve({ sessions: 0, longestMs: null }),
+  interventions: { terminated: 0, cancelled: 0 },
   expectCommit: () => undefined,
   extend: () => undefined,
 };

@@ -100,7 +100,8 @@ const CHANGE_BLOCKERS = `
              AS described
     FROM root AS r
   )
-  SELECT n.key, n.pid, n.kind, n.described, n.may AS "mayEnd",
+  SELECT n.key, n.pid, n.kind, n.described, n.rolname AS usename, n.application_name AS application, n.state,
+         n.xact_start AS since, n.may AS "mayEnd",
          CASE WHEN n.kind = 'session' AND n.may AND n.key = ANY ($2::text[])
            THEN pg_terminate_backend(n.pid) ELSE false END AS ended
   FROM named AS n
@@ -108,7 +109,7 @@ const CHANGE_BLOCKERS = `
   SELECT DISTINCT p.gid, 0, 'prepared',
          format('prepared transaction %L (user %s), prepared since %s UTC'::text, p.gid, p.owner,
            to_char(p.prepared AT TIME ZONE 'UTC', ${WHEN})),
-         false, false
+         p.owner, NULL, 'prepared', p.prepared, false, false
   FROM chain AS c
   JOIN held AS w ON w.pid = c.waiter AND NOT w.granted
   JOIN held AS l ON l.pid IS NULL AND l.granted AND l.locktype = w.locktype

@@ -20,7 +20,8 @@ import type { Watch } from '../../../locks/watch.js';
 import type { Logger } from '../../../logger.js';
 import { errorText } from '../../../postgres/session.js';
 import { linkSignals } from '../../../wait.js';
-import type { PauseRequest } from '../../abstract.js';
+import type { BlockerNote } from '../../../tasks/task.js';
+import type { PauseRequest, WaitingClients } from '../../abstract.js';
 import { type GroupLocks, type HoldOrder, type NodeLock, NodePause } from './node-pause.js';
 import type { PauseNode } from './nodes.js';
 import { readShardMoves } from './targets-reader.js';
@@ -62,6 +63,7 @@ export class GroupPause {
   #leave: ((blockers: readonly AwaitedBlocker<Vertex>[]) => void) | undefined;
   readonly #terminatedAt = new Map<Vertex, number>();
   readonly #cancelled: string[] = [];
+  readonly interventions = { terminated: 0, cancelled: 0 };
   #moves: readonly string[] = [];
   #isOpen = false;
   /** Sessions that were said to be another role's. */
@@ -79,7 +81,11 @@ export class GroupPause {
       onBlocked: (blockers) => {
         this.#sayMayNotEnd(blockers);
         const named = blockers.map(describeBlocker).join('; ');
-        request.onBlocked(`waits for ${named}; the cooldown ends at ${cooledAt} UTC`);
+        const sentence = `waits for ${named}; the cooldown ends at ${cooledAt} UTC`;
+        request.onBlocked(
+          sentence,
+          blockers.map((blocker) => this.#noteOf(blocker)),
+        );
       },
     });
     const pauseOf = (on: PauseNode, own?: GroupLocks): NodePause =>
@@ -296,14 +302,33 @@ export class GroupPause {
     const blockedMs = Math.round(now - this.#blocking.since(vertex));
     const isEnded = await this.#blocking.terminate(vertex).catch(() => false);
     if (!isEnded || blocker === undefined) return;
+    this.interventions.terminated += 1;
     const fields = { ...fieldsOf(blocker), blockedMs };
     this.#options.logger.warn(fields, 'ended a session that blocked a hold for the cooldown');
+  }
+
+  #noteOf(blocker: Blocker): BlockerNote {
+    const { server, pid, user, application, state, lastsMs, mayEnd, readAt } = blocker;
+    const since = this.#blocking.since(server.vertexOf(pid));
+    const ends = Number.isFinite(since) ? since + this.#order.cooldownMs : undefined;
+    return {
+      server: server.name,
+      pid: pid === 0 ? null : pid,
+      usename: user,
+      application_name: application,
+      state,
+      since: lastsMs === null ? null : clockTime(readAt - lastsMs),
+      blocks: 'hold',
+      ends_at: mayEnd && ends !== undefined ? clockTime(ends) : null,
+      described: describeBlocker(blocker),
+    };
   }
 
   #sayCancelled(blocker: Blocker): void {
     const { server, pid, user, maintenance } = blocker;
     const blockedMs = Math.round(performance.now() - this.#blocking.directSince(blocker));
     const fields = { ...fieldsOf(blocker), maintenance, blockedMs };
+    this.interventions.cancelled += 1;
     this.#options.logger.warn(fields, 'cancelled a maintenance command that blocked a hold');
     this.#cancelled.push(
       `${maintenance ?? 'maintenance'} of pid ${pid} (user ${user}) on ${server.name} was cancelled`,
@@ -366,6 +391,22 @@ export class GroupPause {
     return new Set(found.flat().flatMap((vertex) => server.pidOf(vertex) ?? []));
   }
 
+  /** The clients that wait now for this hold, on each of its nodes. */
+  async waitingClients(): Promise<WaitingClients> {
+    const holding = this.#all.filter((pause) => pause.isHolding);
+    const found = await Promise.all(
+      holding.map(async ({ node: { server }, sessions }) =>
+        server.waitingClients(sessions.map(({ pid }) => pid)).catch(() => undefined),
+      ),
+    );
+    const answers = found.filter((one) => one !== undefined);
+    const longest = answers.flatMap(({ longestMs }) => longestMs ?? []);
+    return {
+      sessions: answers.reduce((sum, { sessions }) => sum + sessions, 0),
+      longestMs: longest.length === 0 ? null : Math.max(...longest),
+    };
+  }
+
   /** Resolves once no node pause is taking lost locks again. */
   async whole(): Promise<void> {
     await Promise.all(this.#all.map((pause) => pause.whole()));
@@ -379,6 +420,11 @@ export class GroupPause {
   async release(): Promise<void> {
     await Promise.all(this.#all.map((pause) => pause.release()));
   }
+}
+
+/** @param at by performance.now() @returns ISO 8601 */
+function clockTime(at: number): string {
+  return new Date(performance.timeOrigin + at).toISOString();
 }
 
 /** For the log. pid is the controller's own in every line of it. */

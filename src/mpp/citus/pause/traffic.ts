@@ -85,31 +85,31 @@ export class CitusTraffic implements TrafficControl {
     const began = performance.now();
     const { checks } = this.#watch;
     const { pause, session } = request;
-    const { logger } = this.#options;
     const group = this.#groupPause(strategy, request, coordinator, entries);
     const lost = new AbortController();
     session.onLost(() => lost.abort(new SessionLostError('the session of the group was lost')));
     const link = linkSignals([request.signal, lost.signal]);
     await group.open(link.signal).finally(() => link.release());
-    const ending = new HoldEnd(coordinator, group, logger);
+    const ending = new HoldEnd(coordinator, group, this.#options.logger);
     session.onEnd((outcome) => this.#end(ending, outcome));
     const instead = fellBack === null ? [] : [`held with ${strategy.name}: ${fellBack}`];
     const reasonNow = (): string | null =>
       [...instead, ...(group.reason === null ? [] : [group.reason])].join('; ') || null;
     const tookMs = Math.round(performance.now() - began);
     const counts = { tookMs, yields: group.yields, checks: this.#watch.checks - checks };
-    const how = { strategy: strategy.name, pause, nodes: 1 + entries.length };
-    const fields = { groupid: request.node.groupid, ...how, ...counts };
+    const how = { strategy: strategy.name, pause, nodes: 1 + entries.length, ...counts };
+    const fields = { groupid: request.node.groupid, ...how };
     const reason = reasonNow();
-    if (reason === null) logger.info(fields, 'traffic waits');
-    else logger.info({ ...fields, reason }, 'traffic waits; see its reason');
+    if (reason === null) this.#options.logger.info(fields, 'traffic waits');
+    else this.#options.logger.info({ ...fields, reason }, 'traffic waits; see its reason');
     return {
       get reason() {
         return reasonNow();
       },
       ...{ strategy: strategy.name, locksNodes: strategy.locksNodes },
       whole: () => group.whole(),
-      waiters: () => group.waiters(),
+      ...{ waiters: () => group.waiters(), waitingClients: () => group.waitingClients() },
+      interventions: group.interventions,
       retarget: (held, rows, to, ms) => strategy.retarget(session.client, held, rows, to, ms),
       expectCommit: () => ending.expectCommit(),
       extend: (remainingMs) => group.extend(remainingMs),
