@@ -3,6 +3,7 @@ import { packageVersion } from '../package-root.js';
 import { bootstrapCommand } from './bootstrap.js';
 import { EXIT, endingOf, endingOfHook, isHook } from './exit.js';
 import { gucsCommand } from './gucs.js';
+import { historyCommand } from './history.js';
 import { migrateCommand } from './migrate.js';
 import { notifyCommand } from './notify.js';
 import { runCommand } from './run.js';
@@ -31,6 +32,24 @@ export async function main(args: readonly string[], io: Io): Promise<number> {
   }
 }
 
+/** In the order of the help. */
+const COMMANDS: readonly ((io: Io) => Command)[] = [
+  runCommand,
+  migrateCommand,
+  bootstrapCommand,
+  gucsCommand,
+  notifyCommand,
+  switchoverCommand,
+  restartCommand,
+  statusCommand,
+  waitCommand,
+  historyCommand,
+  explainCommand,
+  cancelCommand,
+  releaseCommand,
+  uninstallCommand,
+];
+
 function createProgram(io: Io): Command {
   const program = new Command('mpp-controller')
     .description(
@@ -38,21 +57,7 @@ function createProgram(io: Io): Command {
     )
     .version(packageVersion())
     .addHelpText('after', () => `\n${settingsHelp()}`);
-  const commands = [
-    runCommand(io),
-    migrateCommand(io),
-    bootstrapCommand(io),
-    gucsCommand(io),
-    notifyCommand(io),
-    switchoverCommand(io),
-    restartCommand(io),
-    statusCommand(io),
-    waitCommand(io),
-    explainCommand(io),
-    cancelCommand(io),
-    releaseCommand(io),
-    uninstallCommand(io),
-  ];
+  const commands = COMMANDS.map((create) => create(io));
   for (const command of [program, ...commands]) {
     command
       .exitOverride()
