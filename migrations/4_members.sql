@@ -163,6 +163,94 @@ $$;
 COMMENT ON FUNCTION @mpp.mpp_report IS
     'Says what a node of a group is now, for HA hooks: its role (primary, secondary, or the HA manager''s word for it) and its state. Call it on every change; within one heartbeat pg_dist_node follows. With state removed the node is taken out.';
 
+CREATE TABLE @mpp.mpp_maintenance (
+    groupid    integer     CHECK (groupid >= 0),
+    until      timestamptz NOT NULL,
+    since      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_by name        NOT NULL DEFAULT session_user,
+    reason     text        CHECK (octet_length(reason) <= 1000),
+    CONSTRAINT mpp_maintenance_group UNIQUE NULLS NOT DISTINCT (groupid)
+);
+COMMENT ON TABLE @mpp.mpp_maintenance IS
+    'Groups for which the comparison of members and the probe make no tasks, until when; reports of clients count as always. mpp_start_maintenance() and mpp_end_maintenance() write it. A row whose time is over counts no more.';
+COMMENT ON COLUMN @mpp.mpp_maintenance.groupid IS 'Group in pg_dist_node; NULL stands for all.';
+COMMENT ON COLUMN @mpp.mpp_maintenance.until IS 'When it ends by itself.';
+COMMENT ON COLUMN @mpp.mpp_maintenance.since IS 'When it was started.';
+COMMENT ON COLUMN @mpp.mpp_maintenance.started_by IS 'Login role that started it, or moved its end last.';
+COMMENT ON COLUMN @mpp.mpp_maintenance.reason IS 'What the operator gave as a reason.';
+
+-- At most a row for each group, so it is read as a whole.
+CREATE FUNCTION @mpp.mpp_in_maintenance(of_group integer) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT EXISTS (
+        SELECT
+        FROM @mpp.mpp_maintenance AS m
+        WHERE coalesce(m.groupid, of_group) = of_group AND m.until > statement_timestamp())
+$$;
+COMMENT ON FUNCTION @mpp.mpp_in_maintenance IS 'Whether a group is in maintenance now, by itself or with all others.';
+
+-- Locks: the rows that it writes, until the operator's transaction ends. The comparison waits for none of them.
+CREATE FUNCTION @mpp.mpp_start_maintenance(
+    groupid  integer  DEFAULT NULL,
+    duration interval DEFAULT '1 hour',
+    reason   text     DEFAULT NULL
+) RETURNS timestamptz
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '10s'
+AS $$
+DECLARE
+    ends timestamptz;
+BEGIN
+    IF $1 < 0 THEN
+        RAISE EXCEPTION 'group % is not a group: group ids start at 0, the coordinator', $1
+            USING ERRCODE = 'invalid_parameter_value', COLUMN = 'groupid',
+                  HINT = 'Leave it out for all groups.';
+    END IF;
+    IF $2 IS NULL OR $2 <= '0' OR $2 > '30 days' THEN
+        RAISE EXCEPTION 'maintenance cannot last %', coalesce($2::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', COLUMN = 'duration',
+                  HINT = 'Give more than 0 and at most 30 days; it ends by itself then.';
+    END IF;
+    IF octet_length($3) > 1000 THEN
+        RAISE EXCEPTION 'the reason has % bytes, and may have 1000', octet_length($3)
+            USING ERRCODE = 'invalid_parameter_value', COLUMN = 'reason';
+    END IF;
+    DELETE FROM @mpp.mpp_maintenance AS m WHERE m.until <= clock_timestamp();
+    INSERT INTO @mpp.mpp_maintenance AS m (groupid, until, reason)
+    VALUES ($1, clock_timestamp() + $2, $3)
+    ON CONFLICT ON CONSTRAINT mpp_maintenance_group DO UPDATE
+    SET until = excluded.until,
+        started_by = excluded.started_by,
+        reason = coalesce(excluded.reason, m.reason)
+    RETURNING m.until INTO ends;
+    RETURN ends;
+END
+$$;
+COMMENT ON FUNCTION @mpp.mpp_start_maintenance IS
+    'The comparison of members and the probe make no tasks for a group, or for all, until the time that is returned; reports of clients count as always. Called again it moves the end.';
+
+CREATE FUNCTION @mpp.mpp_end_maintenance(groupid integer DEFAULT NULL) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '10s'
+AS $$
+DECLARE
+    ended boolean;
+BEGIN
+    DELETE FROM @mpp.mpp_maintenance AS m
+    WHERE m.groupid IS NOT DISTINCT FROM $1 AND m.until > clock_timestamp();
+    ended := FOUND;
+    -- The comparison looks at once.
+    PERFORM pg_notify('mpp_tasks', '');
+    RETURN ended;
+END
+$$;
+COMMENT ON FUNCTION @mpp.mpp_end_maintenance IS
+    'Ends the maintenance of a group, or without a group that of all. True when there was one.';
+
 CREATE VIEW @mpp.mpp_topology AS
 SELECT m.groupid, m.nodename, m.nodeport, m.source, m.role, m.state, m.timeline, m.noloadbalance,
        m.since, m.reported_at, age.of_report AS age,
@@ -187,6 +275,7 @@ SELECT m.groupid, m.nodename, m.nodeport, m.source, m.role, m.state, m.timeline,
                  AND o.since <= m.reported_at AND m.since <= o.reported_at
                  AND o.reported_at > clock_timestamp() - ttl.ttl
            ) THEN 'another source says otherwise'
+           WHEN @mpp.mpp_in_maintenance(m.groupid) THEN 'the group is in maintenance: no task is made for it'
        END AS problem
 FROM @mpp.mpp_members AS m
 CROSS JOIN (
@@ -250,11 +339,13 @@ COMMENT ON FUNCTION @mpp.mpp_accept_system IS
     'Forgets which PostgreSQL cluster a group is, after pg_upgrade or a restore: the next primary of the group that is reported is accepted with its own system identifier. Returns the one that is forgotten. Report after_promote again afterwards.';
 
 REVOKE ALL ON FUNCTION
-    @mpp.mpp_is_up, @mpp.mpp_registered_group, @mpp.mpp_members_before_write, @mpp.mpp_report, @mpp.mpp_accept_system
+    @mpp.mpp_is_up, @mpp.mpp_registered_group, @mpp.mpp_members_before_write, @mpp.mpp_report, @mpp.mpp_accept_system,
+    @mpp.mpp_in_maintenance, @mpp.mpp_start_maintenance, @mpp.mpp_end_maintenance
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION @mpp.mpp_report TO mpp_client, mpp_operator, mpp_controller;
-GRANT EXECUTE ON FUNCTION @mpp.mpp_is_up TO mpp_operator, mpp_controller;
-GRANT EXECUTE ON FUNCTION @mpp.mpp_accept_system TO mpp_operator;
+GRANT EXECUTE ON FUNCTION @mpp.mpp_is_up, @mpp.mpp_in_maintenance TO mpp_operator, mpp_controller;
+GRANT EXECUTE ON FUNCTION @mpp.mpp_accept_system, @mpp.mpp_start_maintenance, @mpp.mpp_end_maintenance TO mpp_operator;
+GRANT SELECT ON @mpp.mpp_maintenance TO mpp_operator, mpp_controller;
 -- Deleting a row is how an operator has a node forgotten.
 GRANT SELECT, DELETE ON @mpp.mpp_members TO mpp_operator;
 GRANT SELECT ON @mpp.mpp_topology TO mpp_operator, mpp_controller;

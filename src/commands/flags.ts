@@ -158,18 +158,28 @@ export function integer(flag: string, text: string, least: number, most: number)
  * @returns milliseconds; null where the flag is not given
  * @throws ConfigError
  */
-export function duration(flag: string, text: string, leastMs: number): number;
-export function duration(flag: string, text: string | undefined, leastMs: number): number | null;
-export function duration(flag: string, text: string | undefined, leastMs: number): number | null {
+export function duration(flag: string, text: string, leastMs: number, mostDays?: number): number;
+export function duration(
+  flag: string,
+  text: string | undefined,
+  leastMs: number,
+  mostDays?: number,
+): number | null;
+export function duration(
+  flag: string,
+  text: string | undefined,
+  leastMs: number,
+  mostDays = 1,
+): number | null {
   if (text === undefined) return null;
   try {
     const ms = parseDuration(text);
-    if (ms >= leastMs && ms <= DAY_MS) return ms;
+    if (ms >= leastMs && ms <= mostDays * DAY_MS) return ms;
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
     throw new ConfigError(`${flag}: ${error.message}`);
   }
   throw new ConfigError(
-    `${flag} cannot be ${JSON.stringify(text)}; give ${leastMs === 0 ? '0s' : '1ms'} to 1d`,
+    `${flag} cannot be ${JSON.stringify(text)}; give ${leastMs === 0 ? '0s' : '1ms'} to ${mostDays}d`,
   );
 }

@@ -1,9 +1,7 @@
 import { Command } from 'commander';
-import { createMPP } from '../mpp/index.js';
-import { requireContract } from '../postgres/migration-session.js';
-import { addSettings, duration, integer, type Io, readSettings, withSession } from './flags.js';
+import { addSettings, duration, integer, type Io, readSettings } from './flags.js';
+import { askAsOperator } from './operator.js';
 import { formatTable } from './output.js';
-import { asCommandError } from './submit.js';
 
 const USES = ['schema', 'databases'] as const;
 const MOST_ROWS = 100_000;
@@ -31,17 +29,9 @@ export function historyCommand(io: Io): Command {
     const settings = readSettings(io, command, USES);
     const group =
       flags.group === undefined ? null : integer('--group', flags.group, 0, 2_147_483_647);
-    const sinceMs = duration('--since', flags.since, 1);
+    const sinceMs = duration('--since', flags.since, 1, 365);
     const limit = integer('--limit', flags.limit, 1, MOST_ROWS);
-    const mpp = createMPP(settings);
-    const rows = await withSession(settings, 'operator', async (client) => {
-      await mpp.refuseWorker(client);
-      await requireContract(client, settings.schema);
-      const { rows: found } = await client.query<Row>(HISTORY, [group, sinceMs, limit]);
-      return found;
-    }).catch((error: unknown) => {
-      throw asCommandError(error);
-    });
+    const rows = await askAsOperator<Row>(settings, HISTORY, [group, sinceMs, limit]);
     if (flags.json === true)
       io.print(
         JSON.stringify(

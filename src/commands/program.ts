@@ -4,6 +4,7 @@ import { bootstrapCommand } from './bootstrap.js';
 import { EXIT, endingOf, endingOfHook, isHook } from './exit.js';
 import { gucsCommand } from './gucs.js';
 import { historyCommand } from './history.js';
+import { maintenanceCommand } from './maintenance.js';
 import { migrateCommand } from './migrate.js';
 import { notifyCommand } from './notify.js';
 import { runCommand } from './run.js';
@@ -47,6 +48,7 @@ const COMMANDS: readonly ((io: Io) => Command)[] = [
   explainCommand,
   cancelCommand,
   releaseCommand,
+  maintenanceCommand,
   uninstallCommand,
 ];
 

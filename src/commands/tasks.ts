@@ -1,11 +1,8 @@
 import { Command } from 'commander';
 import { formatAddress } from '../address.js';
-import type { Settings } from '../config/settings.js';
-import { createMPP } from '../mpp/index.js';
-import { requireContract } from '../postgres/migration-session.js';
-import { sqlState } from '../postgres/sqlstate.js';
 import { CommandError, EXIT } from './exit.js';
-import { addSettings, duration, integer, type Io, readSettings, withSession } from './flags.js';
+import { addSettings, duration, integer, type Io, readSettings } from './flags.js';
+import { askAsOperator } from './operator.js';
 import { asCommandError, isAccepted, isOpen, waitForTask } from './submit.js';
 
 const USES = ['schema', 'databases'] as const;
@@ -40,7 +37,7 @@ export function cancelCommand(io: Io): Command {
   return addSettings(command, USES).action(async (text: string) => {
     const settings = readSettings(io, command, USES);
     const id = taskId(text);
-    await act(settings, 'SELECT @mpp.mpp_cancel($1::bigint)', [id]);
+    await askAsOperator(settings, 'SELECT @mpp.mpp_cancel($1::bigint)', [id]);
     io.print(`task ${id} is cancelled`);
   });
 }
@@ -54,7 +51,7 @@ export function releaseCommand(io: Io): Command {
   return addSettings(command, USES).action(async (text: string) => {
     const settings = readSettings(io, command, USES);
     const groupid = integer('<groupid>', text, 0, 2_147_483_647);
-    const [row] = await act<{ held: boolean }>(
+    const [row] = await askAsOperator<{ held: boolean }>(
       settings,
       'SELECT @mpp.mpp_release($1::integer) AS held',
       [groupid],
@@ -75,7 +72,7 @@ export function explainCommand(io: Io): Command {
   return addSettings(command, USES).action(async (text: string) => {
     const settings = readSettings(io, command, USES);
     const id = taskId(text);
-    const [row] = await act<{ explained: Explained }>(settings, EXPLAIN, [id]);
+    const [row] = await askAsOperator<{ explained: Explained }>(settings, EXPLAIN, [id]);
     if (row === undefined)
       throw new CommandError(EXIT.usage, `there is no task ${id}; was it pruned?`);
     if (command.opts<{ json?: true }>().json === true) io.print(JSON.stringify(row.explained));
@@ -86,37 +83,6 @@ export function explainCommand(io: Io): Command {
 function taskId(text: string): string {
   return String(integer('<task>', text, 1, MOST_ID));
 }
-
-/** Runs one statement of an operator, and says who refused it in the exit code. */
-async function act<R extends object>(
-  settings: Settings,
-  statement: string,
-  values: readonly unknown[],
-): Promise<R[]> {
-  const mpp = createMPP(settings);
-  return withSession(settings, 'operator', async (client) => {
-    await mpp.refuseWorker(client);
-    await requireContract(client, settings.schema);
-    const { rows } = await client.query<R>(statement, [...values]);
-    return rows;
-  }).catch((error: unknown) => {
-    const exitCode = REFUSALS.get(sqlState(error) ?? '');
-    if (exitCode === undefined || !(error instanceof Error)) throw asCommandError(error);
-    const { detail = '', hint = '' } = error as { detail?: string; hint?: string };
-    throw new CommandError(
-      exitCode,
-      [error.message, detail, hint].filter(Boolean).join('. '),
-      error,
-    );
-  });
-}
-
-/** no_data_found, object_not_in_prerequisite_state, lock_not_available. */
-const REFUSALS: ReadonlyMap<string, 2 | 3 | 4> = new Map([
-  ['P0002', EXIT.usage],
-  ['55000', EXIT.refused],
-  ['55P03', EXIT.timedOut],
-] as const);
 
 interface Explained {
   readonly id: string;

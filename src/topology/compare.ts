@@ -131,8 +131,8 @@ function ageMs(time: string): string {
  *   suspect of the probe is one.
  * - `asked`: some of them; those without the controller's tasks first, the rest in random order, so that
  *   groups for which nothing can be done do not keep others out.
- * - `candidate`: without a hold, but for one of the probe, and without a task of a client, whose word comes
- *   first.
+ * - `candidate`: without a hold, but for one of the probe, without a task of a client, whose word comes
+ *   first, and not in maintenance.
  * - `member`: the fresh reports, without the further names of a server that the catalog has under another one.
  */
 // eslint-disable-next-line max-lines-per-function -- one statement
@@ -181,6 +181,7 @@ export function compareStatement(nodesQuery: string): string {
     SELECT a.groupid
     FROM asked AS a
     WHERE NOT ${comesFirst('a.groupid')}
+      AND NOT @mpp.mpp_in_maintenance(a.groupid)
   ), member AS MATERIALIZED (
     SELECT m.groupid, m.nodename AS host, m.nodeport AS port, m.source, m.role, m.timeline,
            @mpp.mpp_is_up(m.state) AS "isUp", m.state = 'removed' AS "isRemoved",
@@ -316,4 +317,5 @@ const MAKE_TASKS = `
   LEFT JOIN LATERAL (${confirmedReport('w.groupid')}
   ) AS confirmed ON true
   WHERE confirmed.id IS NOT DISTINCT FROM w.confirmed_id
-    AND NOT ${comesFirst('w.groupid')}`;
+    AND NOT ${comesFirst('w.groupid')}
+    AND NOT @mpp.mpp_in_maintenance(w.groupid)`;

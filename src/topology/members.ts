@@ -232,6 +232,7 @@ function suspectStatement(nodesQuery: string): string {
     SELECT n.groupid, n.nodename, n.nodeport
     FROM node AS n
     WHERE n.in_cluster AND n.noderole = 'primary' AND n.groupid = $1 AND n.nodename = $2 AND n.nodeport = $3
+      AND NOT @mpp.mpp_in_maintenance(n.groupid)
       AND NOT EXISTS (
         SELECT
         FROM @mpp.mpp_tasks AS t

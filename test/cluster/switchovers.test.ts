@@ -29,6 +29,8 @@ describe('what was done, in mpp_switchovers, and what blocks, in mpp_blockers', 
   beforeAll(async () => {
     h = await Harness.start({ template: inject('template'), standbys: false });
     url = `postgresql://postgres@${h.cluster.coordinator.address}/postgres`;
+    await h.db.query('CREATE ROLE forger LOGIN');
+    await h.db.query('GRANT mpp_client TO forger');
     await h.startController({ MPP_MIN_COOLDOWN: '0ms' });
   });
   afterEach(async () => {
@@ -177,9 +179,6 @@ describe('what was done, in mpp_switchovers, and what blocks, in mpp_blockers', 
 
   it('keeps what a client sets from the log', async () => {
     const before = await newest();
-    const forger = await client();
-    await forger.query('CREATE ROLE forger LOGIN');
-    await forger.query('GRANT mpp_client TO forger');
     const session = await Actor.connect(h.cluster.coordinator, 'forger', 'forger');
     actors.push(session);
     const { rows } = await session.query('SELECT max(id) + 1 AS next FROM mpp_tasks');
