@@ -154,16 +154,19 @@ export const HOOK_GRACE_MS = 2_000;
 
 /** Whether a command line is that of an HA manager's hook, whose exit code must not stop a promotion. */
 export function isHook(args: readonly string[]): boolean {
-  return args.includes('notify') && args.includes('--hook');
+  const command = args.find((arg) => !arg.startsWith('-'));
+  return command === 'hook' || (args.includes('notify') && args.includes('--hook'));
 }
 
-/** The same ending for a hook: exit code 0, and one line that says what the code would have been. */
-export function endingOfHook({ exitCode, line }: Ending): Ending {
+/** How a hook ends with a thrown value: exit code 0, and one line that says what the code would have been. */
+export function endingOfHook(error: unknown): Ending {
+  const { exitCode, line } = endingOf(error);
   if (exitCode === EXIT.ok) return { exitCode, line };
-  const said = line ?? 'wrong usage, see above';
+  // Commander's own lines are not printed for a hook.
+  const said = line ?? oneLine(errorText(error).replace(/^error: /, ''));
   return {
     exitCode: EXIT.ok,
-    line: `${said} (with --hook the exit code is 0 instead of ${exitCode})`,
+    line: `${said} (a hook ends with exit code 0 instead of ${exitCode})`,
   };
 }
 

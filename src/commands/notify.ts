@@ -1,8 +1,7 @@
 import { Command } from 'commander';
-import type { Settings } from '../config/settings.js';
 import { formatDuration } from '../config/formats.js';
 import { ConfigError } from '../errors.js';
-import { bounded, CommandError, EXIT, HOOK_GRACE_MS, HOOK_WAIT_MS } from './exit.js';
+import { bounded, HOOK_GRACE_MS, HOOK_WAIT_MS } from './exit.js';
 import {
   addSettings,
   cooldownOption,
@@ -13,15 +12,7 @@ import {
   readSettings,
   required,
 } from './flags.js';
-import {
-  type Acknowledgement,
-  asCommandError,
-  isAccepted,
-  isOpen,
-  type Report,
-  submitTask,
-  waitForTask,
-} from './submit.js';
+import { isAccepted, refusal, type Report, submitAndWait } from './submit.js';
 
 const USES = ['schema', 'databases'] as const;
 
@@ -38,7 +29,7 @@ export function notifyCommand(io: Io): Command {
     const report = reportOf(event, flags);
     const waitMs = waitOf(report, flags);
     const isHook = flags.hook === true;
-    const outcome = submitAndWait(settings, report, waitMs);
+    const outcome = submitAndWait(settings, report, { reportMs: reportMs(waitMs), waitMs });
     const answer = await (isHook ? bounded(reportMs(waitMs) + HOOK_GRACE_MS, outcome) : outcome);
     const { id, status, reason } = answer;
     if (waitMs === null || isAccepted(answer)) {
@@ -84,40 +75,6 @@ function addFlags(command: Command): Command {
 /** How long the report itself may take. */
 function reportMs(waitMs: number | null): number {
   return Math.max(waitMs ?? REPORT_MS, LEAST_REPORT_MS);
-}
-
-/** @throws CommandError when it was not reported, or nothing is known of what became of it. */
-async function submitAndWait(
-  settings: Settings,
-  report: Report,
-  waitMs: number | null,
-): Promise<Acknowledgement & { readonly id: string }> {
-  try {
-    const begun = performance.now();
-    const id = await submitTask(settings, report, reportMs(waitMs));
-    if (waitMs === null) return { id, status: 'pending', reason: null };
-    const left = Math.max(0, waitMs - (performance.now() - begun));
-    return { id, ...(await waitForTask(settings, id, left)) };
-  } catch (error) {
-    throw asCommandError(error);
-  }
-}
-
-/** An answer other than the one that was waited for. */
-function refusal(
-  { id, status, reason }: Acknowledgement & { readonly id: string },
-  isHook: boolean,
-): CommandError {
-  if (isOpen({ status })) {
-    const why = reason === null ? '' : ` (${reason})`;
-    return new CommandError(
-      EXIT.timedOut,
-      `task ${id} is still ${status}${why}; see mpp-controller status`,
-    );
-  }
-  const said = `task ${id} is ${status}`;
-  if (reason === null) return new CommandError(EXIT.refused, said);
-  return new CommandError(EXIT.refused, isHook ? `${said}: ${reason}` : reason);
 }
 
 const EXIT_CODES = `Exit codes (with --hook always 0; the line on standard error names the code):

@@ -4,6 +4,7 @@ import { bootstrapCommand } from './bootstrap.js';
 import { EXIT, endingOf, endingOfHook, isHook } from './exit.js';
 import { gucsCommand } from './gucs.js';
 import { historyCommand } from './history.js';
+import { hookCommand } from './hook.js';
 import { maintenanceCommand } from './maintenance.js';
 import { migrateCommand } from './migrate.js';
 import { notifyCommand } from './notify.js';
@@ -21,13 +22,13 @@ import { uninstallCommand } from './uninstall.js';
  * @returns the exit code; nothing is thrown
  */
 export async function main(args: readonly string[], io: Io): Promise<number> {
-  const program = createProgram(io);
+  const ofHook = isHook(args);
+  const program = createProgram(io, ofHook);
   try {
     await program.parseAsync(args, { from: 'user' });
     return EXIT.ok;
   } catch (error) {
-    const ending = endingOf(error);
-    const { exitCode, line } = isHook(args) ? endingOfHook(ending) : ending;
+    const { exitCode, line } = ofHook ? endingOfHook(error) : endingOf(error);
     if (line !== null) io.complain(`mpp-controller: ${line}`);
     return exitCode;
   }
@@ -40,6 +41,7 @@ const COMMANDS: readonly ((io: Io) => Command)[] = [
   bootstrapCommand,
   gucsCommand,
   notifyCommand,
+  hookCommand,
   switchoverCommand,
   restartCommand,
   statusCommand,
@@ -52,7 +54,8 @@ const COMMANDS: readonly ((io: Io) => Command)[] = [
   uninstallCommand,
 ];
 
-function createProgram(io: Io): Command {
+/** @param ofHook commander's own complaints are not printed: a hook has one line, which says the same. */
+function createProgram(io: Io, ofHook: boolean): Command {
   const program = new Command('mpp-controller')
     .description(
       'Keeps pg_dist_node of a Citus coordinator right through failovers, driven by plain SQL.',
@@ -60,16 +63,7 @@ function createProgram(io: Io): Command {
     .version(packageVersion())
     .addHelpText('after', () => `\n${settingsHelp()}`);
   const commands = COMMANDS.map((create) => create(io));
-  for (const command of [program, ...commands]) {
-    command
-      .exitOverride()
-      .configureHelp({ helpWidth: 120, showGlobalOptions: false })
-      .configureOutput({
-        writeOut: (text) => io.print(text.trimEnd()),
-        writeErr: (text) => io.complain(text.trimEnd()),
-        outputError: (text, write) => write(`mpp-controller: ${text.replace(/^error: /, '')}`),
-      });
-  }
+  for (const command of [program, ...commands]) configure(command, io, ofHook);
   for (const command of commands) {
     program.addCommand(command);
     command
@@ -77,4 +71,17 @@ function createProgram(io: Io): Command {
       .addHelpText('after', '\nConnects by DATABASE_URL or the PG* variables.');
   }
   return program;
+}
+
+function configure(command: Command, io: Io, ofHook: boolean): void {
+  command
+    .exitOverride()
+    .configureHelp({ helpWidth: 120, showGlobalOptions: false })
+    .configureOutput({
+      writeOut: (text) => io.print(text.trimEnd()),
+      writeErr: (text) => {
+        if (!ofHook) io.complain(text.trimEnd());
+      },
+      outputError: (text, write) => write(`mpp-controller: ${text.replace(/^error: /, '')}`),
+    });
 }

@@ -36,6 +36,20 @@ export interface Acknowledgement {
   readonly reason: string | null;
 }
 
+/** The same with the id of the task, a bigint in text. */
+export interface Acknowledged extends Acknowledgement {
+  readonly id: string;
+}
+
+/** What a hook says of a node, for `mpp_report`. */
+export interface MemberReport {
+  readonly groupid: number;
+  readonly host: string;
+  readonly port: number;
+  readonly role: string;
+  readonly state: string;
+}
+
 /** The traffic waits, or the change is committed. */
 export function isAccepted({ status }: Acknowledgement): boolean {
   return status === 'holding' || status === 'done';
@@ -60,10 +74,43 @@ export async function submitTask(
   report: Report,
   withinMs: number,
 ): Promise<string> {
+  const values = [
+    report.event,
+    report.groupid,
+    report.nodename,
+    report.nodeport,
+    report.secondaries,
+    report.timeoutMs,
+    report.cooldownMs,
+    report.pause,
+  ];
+  return retried(settings, withinMs, async (client) => {
+    const { rows } = await client.query<{ id: string }>(SUBMIT, values);
+    return rows[0]?.id ?? '';
+  });
+}
+
+/** Says what a node is, with `mpp_report`. @throws the same as `submitTask` */
+export async function reportMember(
+  settings: Settings,
+  { groupid, host, port, role, state }: MemberReport,
+  withinMs: number,
+): Promise<void> {
+  await retried(settings, withinMs, (client) =>
+    client.query(REPORT_MEMBER, [groupid, host, port, role, state]),
+  );
+}
+
+/** Makes a report in a session of its own; with several hosts, again while none of them takes writes. */
+async function retried<T>(
+  settings: Settings,
+  withinMs: number,
+  work: (client: pg.Client) => Promise<T>,
+): Promise<T> {
   const until = performance.now() + withinMs;
   for (let retryMs = FIRST_RETRY_MS; ; retryMs = Math.min(2 * retryMs, LAST_RETRY_MS)) {
     try {
-      return await submitOnce(settings, report, Math.max(1, Math.ceil(until - performance.now())));
+      return await tryOnce(settings, Math.max(1, Math.ceil(until - performance.now())), work);
     } catch (error) {
       const remaining = until - performance.now();
       // An attempt without time would only fail for want of time, and hide why.
@@ -84,25 +131,18 @@ function isAnotherComing({ connection }: Settings, error: unknown): boolean {
   return state === undefined || isReadOnlyServer(error) || isSessionLost(error.cause);
 }
 
-async function submitOnce(settings: Settings, report: Report, withinMs: number): Promise<string> {
+async function tryOnce<T>(
+  settings: Settings,
+  withinMs: number,
+  work: (client: pg.Client) => Promise<T>,
+): Promise<T> {
   const mpp = createMPP(settings);
   return withSession(boundTo(settings, withinMs), 'notify', async (client) => {
     await mpp.refuseWorker(client);
     await requireContract(client, settings.schema);
-    const values = [
-      report.event,
-      report.groupid,
-      report.nodename,
-      report.nodeport,
-      report.secondaries,
-      report.timeoutMs,
-      report.cooldownMs,
-      report.pause,
-    ];
-    const { rows } = await client.query<{ id: string }>(SUBMIT, values).catch((error: unknown) => {
+    return work(client).catch((error: unknown) => {
       throw unreported(error, settings, withinMs);
     });
-    return rows[0]?.id ?? '';
   });
 }
 
@@ -132,7 +172,7 @@ function unreported(error: unknown, settings: Settings, withinMs: number): unkno
 }
 
 /** The settings with every step of a session bounded, on the server and here. */
-function boundTo(settings: Settings, withinMs: number): Settings {
+export function boundTo(settings: Settings, withinMs: number): Settings {
   return {
     ...settings,
     connection: {
@@ -227,6 +267,10 @@ const SUBMIT = `
     cooldown => $7::bigint * interval '1 ms', pause => $8::text, source => 'client'::text
   ) AS id`;
 
+// Locks: the row of the node in mpp_members, until the statement ends.
+const REPORT_MEMBER = `
+  SELECT @mpp.mpp_report($1::integer, $2::text, $3::integer, $4::text, $5::text)`;
+
 const WAIT = `CALL @mpp.mpp_wait($1::bigint, $2::bigint * interval '1 ms', NULL::text)`;
 
 const STATUS =
@@ -236,4 +280,41 @@ const STATUS =
 export function asCommandError(error: unknown): unknown {
   if (!(error instanceof UnreachableError) || needsOperator(error)) return error;
   return new CommandError(EXIT.unreachable, error.message, error);
+}
+
+/** How long a report may take, and how long its acknowledgement is waited for; null for not at all. */
+export interface Bounds {
+  readonly reportMs: number;
+  readonly waitMs: number | null;
+}
+
+/** @throws CommandError when it was not reported, or nothing is known of what became of it. */
+export async function submitAndWait(
+  settings: Settings,
+  report: Report,
+  { reportMs, waitMs }: Bounds,
+): Promise<Acknowledged> {
+  try {
+    const begun = performance.now();
+    const id = await submitTask(settings, report, reportMs);
+    if (waitMs === null) return { id, status: 'pending', reason: null };
+    const left = Math.max(0, waitMs - (performance.now() - begun));
+    return { id, ...(await waitForTask(settings, id, left)) };
+  } catch (error) {
+    throw asCommandError(error);
+  }
+}
+
+/** An answer other than the one that was waited for. */
+export function refusal({ id, status, reason }: Acknowledged, isHook: boolean): CommandError {
+  if (isOpen({ status })) {
+    const why = reason === null ? '' : ` (${reason})`;
+    return new CommandError(
+      EXIT.timedOut,
+      `task ${id} is still ${status}${why}; see mpp-controller status`,
+    );
+  }
+  const said = `task ${id} is ${status}`;
+  if (reason === null) return new CommandError(EXIT.refused, said);
+  return new CommandError(EXIT.refused, isHook ? `${said}: ${reason}` : reason);
 }

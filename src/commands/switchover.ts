@@ -3,9 +3,7 @@ import { formatAddress, isHost, parseAddress, sameAddress, type Address } from '
 import { formatDuration } from '../config/formats.js';
 import type { Settings } from '../config/settings.js';
 import { ConfigError } from '../errors.js';
-import { createMPP } from '../mpp/index.js';
-import { nodeConnection } from '../postgres/connection/database-url.js';
-import { closeSession, errorText, openSession } from '../postgres/session.js';
+import { errorText } from '../postgres/session.js';
 import { isLoginRefused, sqlState } from '../postgres/sqlstate.js';
 import { CommandError, EXIT } from './exit.js';
 import {
@@ -17,9 +15,8 @@ import {
   pauseOption,
   readSettings,
   required,
-  withSession,
 } from './flags.js';
-import { asCommandError } from './submit.js';
+import { isStandby, readPrimary } from './nodes.js';
 import { type Plan, type Step, Switchover } from './switchover-steps.js';
 
 const USES = ['schema', 'databases'] as const;
@@ -132,28 +129,6 @@ function addressOf(text: string): Address {
   );
 }
 
-/** @throws CommandError where the group has no primary; whatever a session can fail with. */
-async function readPrimary(settings: Settings, groupid: number): Promise<Address> {
-  const mpp = createMPP(settings);
-  return withSession(settings, 'switchover', async (client) => {
-    await mpp.refuseWorker(client);
-    const { rows } = await client.query<Address>(
-      `SELECT n.nodename AS host, n.nodeport AS port
-       FROM (${mpp.nodesQuery}) AS n
-       WHERE n.in_cluster AND n.groupid = $1 AND n.noderole = 'primary'`,
-      [groupid],
-    );
-    const [primary] = rows;
-    if (primary !== undefined) return primary;
-    throw new CommandError(
-      EXIT.usage,
-      `group ${groupid} has no primary in pg_dist_node; see mpp-controller status for the groups there are`,
-    );
-  }).catch((error: unknown) => {
-    throw asCommandError(error);
-  });
-}
-
 /**
  * Asks the standby before anything is stopped for it. One that does not let this role log in is taken as it is:
  * the controller asks it again before its row moves.
@@ -161,7 +136,6 @@ async function readPrimary(settings: Settings, groupid: number): Promise<Address
  * @throws CommandError when it is no standby that runs
  */
 async function checkTarget(io: Io, settings: Settings, from: Address, to: Address): Promise<void> {
-  const connection = { ...nodeConnection(settings.node, to), connectionTimeoutMillis: ASK_MS };
   const name = formatAddress(to);
   if (sameAddress(from, to)) {
     throw new CommandError(
@@ -170,15 +144,7 @@ async function checkTarget(io: Io, settings: Settings, from: Address, to: Addres
     );
   }
   try {
-    const session = await openSession(connection, 'check');
-    try {
-      const { rows } = await session.query<{ standby: boolean }>(
-        'SELECT pg_catalog.pg_is_in_recovery() AS standby',
-      );
-      if (rows[0]?.standby === true) return;
-    } finally {
-      await closeSession(session);
-    }
+    if (await isStandby(settings, to, ASK_MS)) return;
   } catch (error) {
     if (isLoginRefused(error) || sqlState(error) !== undefined) {
       io.complain(`${name} could not be asked whether it is a standby: ${errorText(error)}`);

@@ -1,0 +1,54 @@
+import type { Address } from '../address.js';
+import type { Settings } from '../config/settings.js';
+import { createMPP } from '../mpp/index.js';
+import { nodeConnection } from '../postgres/connection/database-url.js';
+import { closeSession, openSession } from '../postgres/session.js';
+import { CommandError, EXIT } from './exit.js';
+import { withSession } from './flags.js';
+import { asCommandError } from './submit.js';
+
+/** @throws CommandError where the group has no primary; whatever a session can fail with. */
+export async function readPrimary(settings: Settings, groupid: number): Promise<Address> {
+  const mpp = createMPP(settings);
+  return withSession(settings, 'notify', async (client) => {
+    await mpp.refuseWorker(client);
+    const { rows } = await client.query<Address>(
+      `SELECT n.nodename AS host, n.nodeport AS port
+       FROM (${mpp.nodesQuery}) AS n
+       WHERE n.in_cluster AND n.groupid = $1 AND n.noderole = 'primary'`,
+      [groupid],
+    );
+    const [primary] = rows;
+    if (primary !== undefined) return primary;
+    throw new CommandError(
+      EXIT.usage,
+      `group ${groupid} has no primary in pg_dist_node; see mpp-controller status for the groups there are`,
+    );
+  }).catch((error: unknown) => {
+    throw asCommandError(error);
+  });
+}
+
+/**
+ * Asks a node itself, with the credentials of nodes.
+ *
+ * @param withinMs how long connecting may take, and the answer
+ * @throws UnreachableError when there is no session with it; whatever PostgreSQL says
+ */
+export async function isStandby(
+  settings: Settings,
+  address: Address,
+  withinMs: number,
+): Promise<boolean> {
+  const connection = nodeConnection(settings.node, address);
+  const bounds = { connectionTimeoutMillis: withinMs, query_timeout: withinMs };
+  const session = await openSession({ ...connection, ...bounds }, 'check');
+  try {
+    const { rows } = await session.query<{ standby: boolean }>(
+      'SELECT pg_catalog.pg_is_in_recovery() AS standby',
+    );
+    return rows[0]?.standby === true;
+  } finally {
+    await closeSession(session);
+  }
+}
