@@ -26,7 +26,15 @@ const NPM_TIMEOUT_MS = 180_000;
 const QUIET = ['--silent', '--no-audit', '--no-fund', '--prefer-offline'];
 
 /** All that a package holds; LICENSE, README.md and package.json npm adds by itself. */
-const TOP_LEVEL = ['CHANGELOG.md', 'LICENSE', 'README.md', 'dist', 'migrations', 'package.json'];
+const TOP_LEVEL = [
+  'CHANGELOG.md',
+  'LICENSE',
+  'README.md',
+  'dist',
+  'hooks',
+  'migrations',
+  'package.json',
+];
 
 /** What npm keeps about an installed tree: one entry a package. */
 const INSTALLED = z.object({ packages: z.record(z.string(), z.unknown()) });
