@@ -43,6 +43,13 @@ export interface PatroniNode {
   readonly url: string;
 }
 
+export interface PatroniOptions {
+  /** More of the section `postgresql` of each node, such as its hooks. */
+  readonly postgresql?: (node: PatroniNode) => Readonly<Record<string, unknown>>;
+  /** Variables of every Patroni, and so of its hooks. */
+  readonly env?: Readonly<Record<string, string>>;
+}
+
 /** A group as it is run in production: etcd, and several Patronis that keep a PostgreSQL each. */
 export class PatroniCluster {
   readonly #programs: PatroniPrograms;
@@ -52,10 +59,17 @@ export class PatroniCluster {
   readonly #reaper = new Reaper();
   readonly #children = new Map<string, ChildProcess>();
   readonly #nodes: PatroniNode[] = [];
+  readonly #options: PatroniOptions;
   #etcdPort = 0;
 
-  private constructor(programs: PatroniPrograms, owner: Owner, folder: string) {
+  private constructor(
+    programs: PatroniPrograms,
+    owner: Owner,
+    folder: string,
+    options: PatroniOptions,
+  ) {
     this.#programs = programs;
+    this.#options = options;
     this.#owner = owner;
     this.#folder = folder;
   }
@@ -64,9 +78,11 @@ export class PatroniCluster {
   static async start(
     programs: PatroniPrograms,
     members: Readonly<Record<string, Readonly<Record<string, boolean>>>>,
+    options: PatroniOptions = {},
   ): Promise<PatroniCluster> {
     const owner = await resolveOwner();
-    const cluster = new PatroniCluster(programs, owner, await createDataFolder(owner));
+    const folder = await createDataFolder(owner);
+    const cluster = new PatroniCluster(programs, owner, folder, options);
     cluster.#reaper.start();
     cluster.#reaper.watchFolder(cluster.#folder);
     try {
@@ -111,6 +127,25 @@ export class PatroniCluster {
     );
   }
 
+  /** Asks Patroni for something, as patronictl does: `switchover` or `restart`. */
+  async request(
+    { url }: PatroniNode,
+    what: 'switchover' | 'restart',
+    body: Readonly<Record<string, string>>,
+  ): Promise<void> {
+    const response = await fetch(`${url}/${what}`, { method: 'POST', body: JSON.stringify(body) });
+    if (!response.ok) throw new Error(`${what}: ${response.status} ${await response.text()}`);
+  }
+
+  /** The host of a node vanishes: Patroni and its PostgreSQL get SIGKILL at once. */
+  async kill({ name }: PatroniNode): Promise<void> {
+    const file = await readFile(join(this.#folder, name, 'data', 'postmaster.pid'), 'utf8');
+    const [postmaster = ''] = file.split('\n');
+    const ended = this.#end(name, 'SIGKILL');
+    signal(Number(postmaster), 'SIGKILL');
+    await ended;
+  }
+
   /** Ends a Patroni and its PostgreSQL cleanly, as a stop of the service does. */
   async end({ name }: PatroniNode): Promise<void> {
     await this.#end(name, 'SIGTERM');
@@ -148,6 +183,7 @@ export class PatroniCluster {
     await give(folder, this.#owner);
     const address = `${LOOPBACK}:${port}`;
     const login = { username: 'postgres', password: 'unused' };
+    const node = { name, host: LOOPBACK, port, url: `http://${LOOPBACK}:${rest}` };
     const configuration = {
       scope: 'group',
       name,
@@ -166,6 +202,7 @@ export class PatroniCluster {
         authentication: { superuser: login, replication: login },
         pg_hba: ['host all all 127.0.0.1/32 trust', 'host replication all 127.0.0.1/32 trust'],
         parameters: { fsync: 'off', unix_socket_directories: '', max_prepared_transactions: 10 },
+        ...this.#options.postgresql?.(node),
       },
       tags,
     };
@@ -173,7 +210,7 @@ export class PatroniCluster {
     // Every JSON document is one of YAML.
     await writeFile(file, JSON.stringify(configuration));
     await give(file, this.#owner);
-    this.#nodes.push({ name, host: LOOPBACK, port, url: `http://${LOOPBACK}:${rest}` });
+    this.#nodes.push(node);
     await this.#spawn(name, this.#programs.patroni, [file]);
   }
 
@@ -182,7 +219,11 @@ export class PatroniCluster {
     const child = spawn(file, args, {
       ...this.#owner,
       cwd: '/',
-      env: { ...cleanEnvironment(this.#owner), ETCD_UNSUPPORTED_ARCH: process.arch },
+      env: {
+        ...cleanEnvironment(this.#owner),
+        ETCD_UNSUPPORTED_ARCH: process.arch,
+        ...this.#options.env,
+      },
       stdio: ['ignore', log.fd, log.fd],
       detached: true,
     });
