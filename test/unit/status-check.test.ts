@@ -1,11 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import {
-  checkLine,
-  findTrouble,
-  type ControllerStatus,
-  type HoldStatus,
-  type Status,
-} from '../../src/commands/status.js';
+import { checkLine, findTrouble } from '../../src/commands/status.js';
+import type { ControllerStatus, HoldStatus, Status } from '../../src/controller/status.js';
 
 const ACTIVE = { state: 'active', host: 'c1' } as ControllerStatus;
 const HOLD = { groupid: 1, remaining: 20, pid: 7 } as HoldStatus;

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { type Status, statusText } from '../../src/commands/status.js';
+import { statusText } from '../../src/commands/status.js';
+import type { Status } from '../../src/controller/status.js';
 
 const NOTHING: Status = {
   backlog: 0,
