@@ -6,6 +6,7 @@ import { sameServer, type ServerIdentity } from '../postgres/identity.js';
 import { type LoginGate, fill, type SessionBudget } from '../postgres/pool.js';
 import { errorText } from '../postgres/session.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
+import type { Observer } from '../tasks/observer.js';
 import { keepLimits } from '../tasks/sweep.js';
 import { sleep, untilAborted, within } from '../wait.js';
 import { ActiveParts } from './active-parts.js';
@@ -18,6 +19,7 @@ interface ActiveControllerOptions {
   readonly mpp: AbstractMPP;
   /** Id of this controller. */
   readonly controller: string;
+  readonly observer: Observer;
   readonly version: string;
   /** How many sessions it may open with the coordinator. */
   readonly sessions: SessionBudget;
@@ -56,6 +58,7 @@ export class ActiveController {
   /** Why the leadership is to be given up once no group is held. */
   #ending: DatabaseStateError | undefined;
   #pruning: Promise<void> | undefined;
+  #wasActive = false;
 
   /** @param first the control session that leads; it is closed in the end. */
   constructor(options: ActiveControllerOptions, first: ControlSession) {
@@ -82,9 +85,13 @@ export class ActiveController {
       await this.#beat();
       await this.#startOtherDatabases();
       this.#options.onActive();
+      this.#wasActive = true;
+      this.#options.observer.leadershipChanged('gained');
+      this.#options.observer.stateIs('active');
       this.#parts.start();
       await this.#serve();
     } finally {
+      this.#tellEnd();
       // The leadership is given back last: until then no other controller takes up what is ended here.
       const control = this.#control;
       const { ended, client } = control;
@@ -99,6 +106,15 @@ export class ActiveController {
 
   get #stopping(): boolean {
     return this.#options.signal.aborted;
+  }
+
+  /** Before anything is rolled back: another controller may lead from now on. */
+  #tellEnd(): void {
+    const { observer, replaced } = this.#options;
+    observer.stateIs('ending');
+    if (!this.#wasActive) return;
+    const otherwise = replaced.aborted ? 'replaced' : 'lost';
+    observer.leadershipChanged(this.#stopping ? 'stopped' : otherwise);
   }
 
   /** Heartbeats until the stop, or until the leadership is lost for good. */
@@ -190,9 +206,10 @@ export class ActiveController {
   async #replaceControl(error: unknown): Promise<boolean> {
     const { taskLoop, gate } = this.#parts;
     this.#logger.warn({ err: error }, 'the control session was lost');
+    const { open, signal, observer } = this.#options;
+    observer.stateIs('reconnecting');
     taskLoop.suspend();
     this.#control.discard();
-    const { open, signal } = this.#options;
     const outcome = await regain({
       ...{ open, signal, gate, identity: this.#identity },
       onFailure: (failure) =>
@@ -200,6 +217,7 @@ export class ActiveController {
     });
     if ('control' in outcome) {
       this.#control = outcome.control;
+      observer.stateIs('active');
       taskLoop.resume();
       return true;
     }
@@ -259,8 +277,10 @@ export class ActiveController {
     if (lost !== undefined) throw new LeadershipLostError(lost);
     const { strategy } = this.#parts.taskLoop;
     const trouble = await announce(control, { id, version, strategy, maxHolds: settings.maxHolds });
-    if (trouble === undefined) this.#presence.clear();
-    else this.#warnOfPresence(trouble);
+    if (trouble === undefined) {
+      this.#options.observer.heartbeatWritten();
+      this.#presence.clear();
+    } else this.#warnOfPresence(trouble);
     await keepLimits(control.client, id, settings);
   }
 

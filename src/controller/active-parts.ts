@@ -6,6 +6,7 @@ import type { ServerIdentity } from '../postgres/identity.js';
 import { Listener } from '../postgres/listener.js';
 import { LoginGate, createPool, type SessionBudget } from '../postgres/pool.js';
 import { OtherDatabases } from '../databases/other-databases.js';
+import type { Observer } from '../tasks/observer.js';
 import { Topology } from '../topology/topology.js';
 import { within } from '../wait.js';
 import { TaskLoop } from './task-loop.js';
@@ -18,6 +19,7 @@ interface ActivePartsOptions {
   readonly handler: AbstractMPPHandler;
   /** Id of this controller. */
   readonly controller: string;
+  readonly observer: Observer;
   /** How many sessions there may be with the coordinator. */
   readonly sessions: SessionBudget;
   /** The server that all sessions must be with. */
@@ -53,6 +55,7 @@ export class ActiveParts {
 
   constructor(options: ActivePartsOptions) {
     const { settings, logger, mpp, controller, sessions: most, identity, onOtherServer } = options;
+    const { observer } = options;
     const { connection, schema } = settings;
     this.#logger = componentLogger(logger, 'controller');
     const common = { identity, onOtherServer, schema, severed: this.#severed.signal };
@@ -78,16 +81,16 @@ export class ActiveParts {
     const verification = (this.#verification = this.#createVerification(options));
     this.taskLoop = new TaskLoop({
       ...settings,
-      ...{ db, sessions, mpp, traffic, otherDatabases, controller, verification },
+      ...{ db, sessions, mpp, traffic, otherDatabases, controller, verification, observer },
       handler: options.handler,
       onHoldEnded: () => this.#topology.wake(),
       logger: componentLogger(logger, 'queue'),
     });
     this.#topology = new Topology({
-      ...{ db, mpp, controller, settings, logger, signal: options.signal },
+      ...{ db, mpp, controller, settings, logger, observer, signal: options.signal },
       otherDatabases: otherDatabases.databases,
     });
-    this.#listener = this.#createListener(settings);
+    this.#listener = this.#createListener(settings, observer);
   }
 
   start(): void {
@@ -145,7 +148,7 @@ export class ActiveParts {
     });
   }
 
-  #createListener({ connection }: Settings): Listener {
+  #createListener({ connection }: Settings, observer: Observer): Listener {
     return new Listener({
       connection,
       channel: 'mpp_tasks',
@@ -155,6 +158,7 @@ export class ActiveParts {
         this.otherDatabases.wake();
         this.#topology.wake();
       },
+      onReconnected: () => observer.listenerReconnected(),
       onError: (error) => {
         const line = 'listening was interrupted; the table is polled meanwhile';
         this.#logger.warn({ err: error }, line);

@@ -37,7 +37,11 @@ const LOCKED_DELAY_MS = 100;
 const WAITING_MS = 20;
 /** How long the answer of a node may keep pg_dist_node locked. */
 const LOCKED_CHECK_MS = 500;
-const NOT_ANSWERED = { kind: 'notYet', reason: 'the node has not answered yet' } as const;
+const NOT_ANSWERED = {
+  kind: 'notYet',
+  reason: 'the node has not answered yet',
+  cause: 'silent',
+} as const;
 const WAITS_FOR_TURN = 'waits for another group to change pg_dist_node first';
 const ROWS_LOCKED = 'another session has locked a task of the change; it is tried again';
 
@@ -132,6 +136,7 @@ async function changeAndCommit(
 ): Promise<Outcome> {
   const { task, session, hold, log } = work;
   const { steps } = transition;
+  const beganAt = performance.now();
   hold?.pausing?.expectCommit();
   const notes: ChangeNotes = { terminated: 0, cancelled: 0, waiting: undefined };
   noteWaiting(hold, notes);
@@ -143,7 +148,8 @@ async function changeAndCommit(
     if (verdict.kind !== 'confirmed') return leaveUnconfirmed(place, work, verdict, 'steps');
   }
   await session.commit();
-  if (hold) place.holds.remove(hold);
+  if (hold) place.holds.remove(hold, 'committed');
+  tellSwitchover(place, work, transition, beganAt);
   work.check.confirmed();
   const primary = formatAddress(task.address);
   log.info({ primary, steps, heldBy: hold?.attempts.length }, 'pg_dist_node changed');
@@ -164,6 +170,25 @@ function waitingNow({ waiting }: ChangeNotes): WaitingClients | undefined {
   const { sessions, longestMs } = waiting.clients;
   const since = performance.now() - waiting.readAt;
   return { sessions, longestMs: longestMs === null ? null : Math.round(longestMs + since) };
+}
+
+/** The first primary of a group is none: there was no other before. */
+function tellSwitchover(
+  { observer }: Workplace,
+  { task: { groupid }, hold }: Work,
+  { steps, nodeid }: ChangeTransition,
+  beganAt: number,
+): void {
+  const isSwitchover = steps.some(
+    (step) => step.op === 'coordinator' || (step.op === 'update' && step.nodeid === nodeid),
+  );
+  if (!isSwitchover) return;
+  const now = performance.now();
+  const change = now - beganAt;
+  const kind = hold?.kind ?? 'failover';
+  const { beganAt: openedAt = beganAt, heldAt } = hold ?? {};
+  const before = heldAt === undefined ? {} : { open: heldAt - openedAt, promote: beganAt - heldAt };
+  observer.switchedOver({ groupid, kind, stepsMs: { ...before, change, total: now - openedAt } });
 }
 
 /**
@@ -208,7 +233,7 @@ async function lockRows(place: Workplace, work: Work, db: Queryable): Promise<Ou
 
 /** A task of the hold is no longer this controller's: the hold was released. The report itself is a fact. */
 async function releasedMeanwhile(place: Workplace, work: Work): Promise<Outcome> {
-  if (work.hold) place.holds.remove(work.hold);
+  if (work.hold) place.holds.remove(work.hold, 'released');
   work.log.warn('the hold was released while the task ran; it is taken again without it');
   return putBack(place, work, 'its hold was released meanwhile');
 }
@@ -239,7 +264,11 @@ async function changeSecondaries(
   const isLast = task.attempt >= SECONDARY_ATTEMPTS;
   if (left !== undefined && (isLast || steps.length === 0)) {
     const kind = isLast ? 'refused' : 'notYet';
-    return leaveUnconfirmed(place, work, { kind, reason: isLast ? `${left}; report again` : left });
+    return leaveUnconfirmed(place, work, {
+      kind,
+      cause: 'secondary',
+      reason: isLast ? `${left}; report again` : left,
+    });
   }
   const change = { ...transition, steps, left };
   const undone = await changeRows(place, work, change);
@@ -258,7 +287,7 @@ async function endUnchanged(
 ): Promise<Outcome> {
   const asked = hold.pausing?.waitingClients().catch(() => undefined);
   const waiting = await within(WAITING_MS, asked ?? Promise.resolve(undefined), undefined);
-  place.holds.remove(hold);
+  place.holds.remove(hold, 'unchanged');
   await session.rollback();
   const mine = attemptOf(place.controller, task);
   const reason = 'the primary is the same; its traffic goes on';
@@ -365,6 +394,7 @@ function watchChange(place: Workplace, work: Work, notes: ChangeNotes | undefine
     onEnded: ({ described }, blockedMs) => {
       const seconds = (blockedMs / 1_000).toFixed(1);
       if (notes) notes.terminated += 1;
+      place.observer.sessionTerminated('change');
       work.log.warn(
         `terminated ${described}, which had blocked the change of pg_dist_node for ${seconds} s`,
       );

@@ -13,6 +13,7 @@ import {
   type SessionBudget,
 } from '../postgres/pool.js';
 import { errorText, tryLast } from '../postgres/session.js';
+import { NO_OBSERVER, type Observer } from '../tasks/observer.js';
 import { NewerCoordinatorWatch } from '../topology/newer-coordinator.js';
 import { checkTopology } from '../topology/topology.js';
 import { sleep, untilAborted, within } from '../wait.js';
@@ -40,16 +41,28 @@ const LEAD_MS = 100;
 const BLOCKED_MS = 3_000;
 const GONE_MS = 1_000;
 
+interface ControllerOptions {
+  readonly settings: Settings;
+  readonly logger: Logger;
+  /** Gives what hears the controller of one database of MPP_DATABASES; without it, of the one that there is. */
+  readonly observe?: (database: string | undefined) => Observer;
+}
+
 /** @throws ConfigError when the settings do not fit the MPP database. */
-export function createController(options: { settings: Settings; logger: Logger }): Controller {
-  const { settings, logger } = options;
-  if (settings.databases === undefined) return new ControllerProcess(settings, logger);
+export function createController(options: ControllerOptions): Controller {
+  const { settings, logger, observe = () => NO_OBSERVER } = options;
+  if (settings.databases === undefined) {
+    return new ControllerProcess(settings, logger, { observer: observe(undefined) });
+  }
   const members = settings.databases.map((database) => {
     const id = controllerId();
     const own = inDatabase(settings, database);
+    const observer = observe(database);
     let isAgain = false;
     const create = (): Controller => {
-      const controller = new ControllerProcess(own, logger.child({ database }), { id, isAgain });
+      const controller = new ControllerProcess(own, logger.child({ database }), {
+        ...{ id, isAgain, observer },
+      });
       isAgain = true;
       return controller;
     };
@@ -75,6 +88,7 @@ class ControllerProcess implements Controller {
   readonly #id: string;
   /** True for one that takes the place of one that has ended. */
   readonly #isAgain: boolean;
+  readonly #observer: Observer;
   readonly #abort = new AbortController();
   readonly #mpp;
   /** The newest migration of the code; read once, as an upgrade replaces the files. */
@@ -95,8 +109,10 @@ class ControllerProcess implements Controller {
   constructor(
     settings: Settings,
     logger: Logger,
-    { id = controllerId(), isAgain = false }: { id?: string; isAgain?: boolean } = {},
+    options: { readonly id?: string; readonly isAgain?: boolean; readonly observer: Observer },
   ) {
+    const { id = controllerId(), isAgain = false, observer } = options;
+    this.#observer = observer;
     this.#id = id;
     this.#isAgain = isAgain;
     this.#settings = settings;
@@ -163,6 +179,8 @@ class ControllerProcess implements Controller {
     }
     this.#settled = true;
     this.#trouble.isOver();
+    this.#observer.connected(control);
+    this.#observer.stateIs('standby');
     const watch = this.#watchForNewer(control);
     try {
       await untilAborted(this.#abort.signal, watch.start());
@@ -171,6 +189,7 @@ class ControllerProcess implements Controller {
         await this.#serve(control, watch, version);
       }
     } finally {
+      this.#observer.stateIs('connecting');
       // An old coordinator that takes writes, too, must not be found first for ever.
       if (watch.found.aborted) this.#connection = tryLast(this.#connection, control.connection);
       await Promise.all([watch.stop(), control.close()]);
@@ -211,6 +230,7 @@ class ControllerProcess implements Controller {
     let present = 0;
     while (!this.#stopping && !control.ended.aborted) {
       watch.found.throwIfAborted();
+      this.#observer.turned();
       const attempt = await control.tryLead();
       if (attempt.leads) {
         // The active one may have gone because of a migration.
@@ -224,7 +244,8 @@ class ControllerProcess implements Controller {
           ...{ id: this.#id, version, strategy: control.handler.strategy },
           maxHolds: this.#settings.maxHolds,
         });
-        if (trouble !== undefined) this.#trouble.warn(trouble);
+        if (trouble === undefined) this.#observer.heartbeatWritten();
+        else this.#trouble.warn(trouble);
         present = performance.now();
       }
       await this.#pause(LEAD_MS);
@@ -263,6 +284,7 @@ class ControllerProcess implements Controller {
         logger: this.#root,
         mpp: this.#mpp,
         controller: this.#id,
+        observer: this.#observer,
         version,
         sessions,
         signal: this.#abort.signal,

@@ -54,6 +54,7 @@ async function waitElsewhere(
   const report = { ...task, ...attempt, isHeld };
   const elsewhere = await place.otherDatabases.follow(report, place.signal);
   await hold.pausing?.whole();
+  if (elsewhere !== null && !before) place.observer.pauseDegraded('other_database');
   const here = before ? reason : (hold.pausing?.reason ?? reason);
   return [here, elsewhere].filter((one) => one !== null).join('; ') || null;
 }
@@ -82,9 +83,10 @@ async function acknowledge(
   );
   if (remaining === undefined) {
     // Released by an operator or taken over while the locks were waited for, or its row is locked.
-    if (!work.hold && holds.remove(hold)) await session.rollback();
+    if (!work.hold && holds.remove(hold, 'lost')) await session.rollback();
     return { mustInspect: true, again: growingDelay(task.attempt) };
   }
+  if (!work.hold) tellOpened(place, hold);
   hold.attempts.push(attempt);
   holds.extend(hold, remaining);
   // The deadline counts from now, the server's own bounds from the last statement: with one session of
@@ -99,10 +101,19 @@ async function acknowledge(
   return {};
 }
 
+function tellOpened({ observer }: Workplace, hold: Hold): void {
+  hold.heldAt = performance.now();
+  observer.holdOpened({ pause: hold.pause, openMs: hold.heldAt - hold.beganAt });
+  for (const shortfall of hold.pausing?.shortfalls ?? []) observer.pauseDegraded(shortfall);
+}
+
 function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): Hold {
   return {
     session,
     groupid: task.groupid,
+    kind: task.event === 'before_demote' ? 'planned' : 'failover',
+    beganAt: performance.now(),
+    heldAt: undefined,
     pause: pauseOf(task, place.pause),
     pausing: undefined,
     before: nodes,
@@ -136,6 +147,7 @@ async function pause(
       // What cannot be written is in the log.
       markReason(place.db, attempt, 'claimed', sentence, blockers).catch(() => undefined);
     },
+    onTerminated: () => place.observer.sessionTerminated('hold'),
     onReason: (sentence) => {
       const attempt = hold.attempts.at(-1);
       if (attempt) markReason(place.db, attempt, 'holding', sentence).catch(() => undefined);

@@ -3,12 +3,23 @@ import type { Queryable } from '../postgres/queries.js';
 import { Transaction, type Bounds } from '../postgres/transaction.js';
 import type { HeldNode, Interventions, Node, Pausing, WaitingClients } from '../mpp/abstract.js';
 import type { Attempt, Summary } from '../tasks/finish.js';
+import {
+  type HoldOutcome,
+  NO_OBSERVER,
+  type Observer,
+  type SwitchoverKind,
+} from '../tasks/observer.js';
 import type { Pause } from '../tasks/task.js';
 
 /** One held group: an open transaction, what it changed, and the tasks that end with it. */
 export interface Hold {
   readonly session: GroupSession;
   readonly groupid: number;
+  readonly kind: SwitchoverKind;
+  /** When it began to take its locks, by performance.now(). */
+  readonly beganAt: number;
+  /** When its traffic waited first; undefined until then. */
+  heldAt: number | undefined;
   pause: Pause;
   /** What makes the traffic wait; undefined while `pause` is none. */
   pausing: Pausing | undefined;
@@ -56,10 +67,12 @@ interface Entry {
 export class Holds {
   readonly #entries = new Map<number, Entry>();
   readonly #onDue: (hold: Hold) => void;
+  readonly #observer: Observer;
 
   /** @param onDue called when a hold's deadline has passed. */
-  constructor(onDue: (hold: Hold) => void) {
+  constructor(onDue: (hold: Hold) => void, observer = NO_OBSERVER) {
     this.#onDue = onDue;
+    this.#observer = observer;
   }
 
   get(groupid: number): Hold | undefined {
@@ -96,12 +109,22 @@ export class Holds {
     return entry?.hold === hold ? entry.dueAt - performance.now() : 0;
   }
 
-  /** Takes the hold off the list. @returns false when it was not on it any more. */
-  remove(hold: Hold): boolean {
+  /**
+   * Takes the hold off the list.
+   *
+   * @param outcome `unknown` where `tellEnd` follows
+   * @returns false when it was not on it any more.
+   */
+  remove(hold: Hold, outcome: HoldOutcome | 'unknown'): boolean {
     const entry = this.#entries.get(hold.groupid);
     if (entry?.hold !== hold) return false;
     clearTimeout(entry.timer);
+    if (outcome !== 'unknown') this.tellEnd(hold, outcome);
     return this.#entries.delete(hold.groupid);
+  }
+
+  tellEnd({ kind, beganAt }: Hold, outcome: HoldOutcome): void {
+    this.#observer.holdEnded({ kind, outcome, heldMs: performance.now() - beganAt });
   }
 }
 

@@ -221,7 +221,7 @@ export class Processor {
     // By the session, not by the error: Citus passes on those of its own connections to the nodes.
     const isLost = session ? !(await session.rollback()) : isSessionLost(error);
     if (open && isLost) this.#place.onHoldLost(open);
-    else if (open) holds.remove(open);
+    else if (open) holds.remove(open, this.#place.stopping() ? 'stopped' : 'failed');
     this.#tellFailure(task, error, log);
     const stopping = this.#place.stopping();
     const lost = { mustInspect: true, again: growingDelay(task.attempt) };

@@ -73,6 +73,7 @@ export async function leaveUnconfirmed(
   if (done === 'steps') await session?.client.query('ROLLBACK TO SAVEPOINT mpp_change');
   else if (!hold) await session?.rollback();
   const { reason } = verdict;
+  place.observer.verificationFailed(verdict.cause);
   if (verdict.kind === 'notYet') {
     const delay = unconfirmedDelay(task.attempt, hold !== undefined);
     await requeue(place, task, reason, delay);

@@ -7,13 +7,14 @@ import { errorText } from '../postgres/session.js';
 import { type Claimed, claimTask, othersWait } from '../tasks/claim.js';
 import { endTasks, readRelease, readUnfinishedChange, stillHolding } from '../tasks/finish.js';
 import { takeBack, Expiry } from '../tasks/sweep.js';
+import type { HoldOutcome } from '../tasks/observer.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { Turn, WakeUp } from '../wait.js';
 import { type Hold, Holds, summarize } from './holds.js';
 import { Processor } from './processor.js';
 import { type Outcome, type Workplace, persistRows } from './work.js';
 
-interface TaskLoopOptions extends Pick<Workplace, 'otherDatabases' | 'verification'> {
+interface TaskLoopOptions extends Pick<Workplace, 'otherDatabases' | 'verification' | 'observer'> {
   readonly db: Pool;
   readonly sessions: Pool;
   readonly mpp: AbstractMPP;
@@ -63,7 +64,8 @@ export class TaskLoop {
     this.#options = options;
     this.#expiry = new Expiry({ ...options, signal: this.#interrupt.signal });
     this.#handler = options.handler;
-    this.#holds = new Holds((hold) => this.#occupy(hold.groupid, () => this.#expire(hold)));
+    const onDue = (hold: Hold): void => this.#occupy(hold.groupid, () => this.#expire(hold));
+    this.#holds = new Holds(onDue, options.observer);
     this.#processor = new Processor({
       ...options,
       holds: this.#holds,
@@ -126,7 +128,8 @@ export class TaskLoop {
     await Promise.all([this.#loop, this.#expiry.stop()]);
     await this.#settle();
     const reason = how === 'record' ? 'the controller was stopped' : null;
-    await Promise.all(this.#holds.all().map((hold) => this.#end(hold, reason)));
+    const outcome = how === 'record' ? 'stopped' : 'lost';
+    await Promise.all(this.#holds.all().map((hold) => this.#end(hold, reason, outcome)));
   }
 
   /** Deletes some of what has been finished for longer than the retention; the rest next time. */
@@ -138,6 +141,7 @@ export class TaskLoop {
     const { pollMs } = this.#options;
     let takeBackAt = 0;
     while (!this.#stopping) {
+      this.#options.observer.turned();
       if (!this.#suspended) {
         // By the clock: wake-ups that never cease must not put it off.
         if (this.#mustInspect || performance.now() >= takeBackAt) {
@@ -210,6 +214,7 @@ export class TaskLoop {
   async #process(task: Task): Promise<void> {
     const outcome: Outcome = await this.#processor.run(task);
     if (outcome.mustInspect) this.#mustInspect = true;
+    if (outcome.again) this.#options.observer.taskRetried(task.event);
     if (outcome.again !== undefined) this.#alarms.set(() => this.wake(), outcome.again);
     const hold = this.#holds.get(task.groupid);
     if (hold && this.#holds.remaining(hold) <= 0) await this.#expire(hold);
@@ -248,14 +253,14 @@ export class TaskLoop {
     for (const hold of holds) {
       if (hold.attempts.some(({ id }) => still.has(id))) continue;
       void this.#logLoss(hold);
-      this.#occupy(hold.groupid, () => this.#end(hold, null));
+      this.#occupy(hold.groupid, () => this.#end(hold, null, 'unknown'));
     }
   }
 
   async #expire(hold: Hold): Promise<void> {
     if (this.#holds.remaining(hold) > 0) return;
     this.#options.logger.warn({ groupid: hold.groupid }, 'hold ended at its deadline');
-    await this.#end(hold, await this.#lateReason(hold));
+    await this.#end(hold, await this.#lateReason(hold), 'deadline');
   }
 
   async #lateReason({ groupid }: Hold): Promise<string> {
@@ -265,9 +270,9 @@ export class TaskLoop {
   }
 
   /** Rolls a hold back, and then writes it down if there is something to say. */
-  async #end(hold: Hold, reason: string | null): Promise<void> {
+  async #end(hold: Hold, reason: string | null, outcome: HoldOutcome | 'unknown'): Promise<void> {
     const { db, logger } = this.#options;
-    if (!this.#holds.remove(hold)) return;
+    if (!this.#holds.remove(hold, outcome)) return;
     await hold.session.rollback();
     if (reason === null) return;
     try {
@@ -281,7 +286,7 @@ export class TaskLoop {
   }
 
   #lose(hold: Hold): void {
-    if (!this.#holds.remove(hold)) return;
+    if (!this.#holds.remove(hold, 'unknown')) return;
     hold.session.destroy();
     // mpp_release ends the session first and commits the end of the tasks right after it.
     void sleep(RELEASE_COMMIT_MS)
@@ -295,6 +300,7 @@ export class TaskLoop {
   async #logLoss(hold: Hold): Promise<void> {
     const { db, logger } = this.#options;
     const reason = await readRelease(db, hold.attempts).catch(() => undefined);
+    this.#holds.tellEnd(hold, reason === undefined ? 'lost' : 'released');
     const fields = { groupid: hold.groupid, sessionPid: hold.session.pid };
     if (reason === undefined) logger.warn(fields, 'hold lost');
     else logger.info({ ...fields, reason }, 'hold ended by an operator');

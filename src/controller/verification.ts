@@ -144,7 +144,7 @@ class NodeTaskCheck implements TaskCheck {
     if (!('answer' in other) || !isSameServer(other.answer, check.answer)) return verdict;
     const name = formatAddress(registered.address);
     const reason = `${formatAddress(address)} is the same server as ${name}, the name that the catalog has`;
-    return { kind: 'alias', reason };
+    return { kind: 'alias', reason, cause: 'alias' };
   }
 
   #isCoordinatorsName(): boolean {

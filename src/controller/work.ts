@@ -6,6 +6,7 @@ import type { AbstractMPPHandler, Node, Prefetch, TrafficControl } from '../mpp/
 import type { Queryable } from '../postgres/queries.js';
 import { isSessionLost } from '../postgres/sqlstate.js';
 import { type Attempt, attemptOf, countMine, requeueTasks } from '../tasks/finish.js';
+import type { Observer } from '../tasks/observer.js';
 import type { PauseSetting, Task } from '../tasks/task.js';
 import { PUT_BACK_DELAY_MS } from './retry-delays.js';
 import { type GroupSession, type Hold, type Holds, sameNodes } from './holds.js';
@@ -33,6 +34,7 @@ export interface Workplace {
   /** What a hold makes wait if its task does not say. */
   readonly pause: PauseSetting;
   readonly logger: Logger;
+  readonly observer: Observer;
   /** Called when a hold's session broke. */
   readonly onHoldLost: (hold: Hold) => void;
   /** Set once the controller is to stop: what is interrupted then is not a failure. */

@@ -7,6 +7,7 @@ import type { ServerIdentity } from '../postgres/identity.js';
 import type { NodeCredentials } from '../postgres/connection/database-url.js';
 import type { SessionBudget } from '../postgres/pool.js';
 import type { Transaction } from '../postgres/transaction.js';
+import type { PauseShortfall } from '../tasks/observer.js';
 import type { BlockerNote, Pause, Task } from '../tasks/task.js';
 import type { Address } from '../address.js';
 import type { NodeAnswer } from './node-answer.js';
@@ -104,6 +105,8 @@ export interface PauseRequest {
   readonly prefetch?: Prefetch | undefined;
   /** Called with a sentence that names the sessions which have blocked it for a second, and with these; on each change. */
   readonly onBlocked: (sentence: string, blockers: readonly BlockerNote[]) => void;
+  /** Called for each session that was terminated because it blocked the pause. */
+  readonly onTerminated: () => void;
   /** Called with a sentence when less is paused than before, once the pause is there. */
   readonly onReason: (sentence: string) => void;
   /** Interrupts it. */
@@ -129,6 +132,8 @@ export interface WaitingClients {
 export interface Pausing {
   /** A sentence when less waits than was asked for at this moment, else null. */
   readonly reason: string | null;
+  /** In what it is less than was asked for, at this moment. */
+  readonly shortfalls: readonly PauseShortfall[];
   /** Resolves once locks that were lost meanwhile are there again, or `reason` says that they are not. */
   whole(): Promise<void>;
   /** Processes of the coordinator whose statements wait for it on other nodes, and so for its end. */

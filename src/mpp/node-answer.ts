@@ -1,3 +1,5 @@
+import type { VerificationCause } from '../tasks/observer.js';
+
 /** What a node says of itself. */
 export interface NodeAnswer {
   readonly inRecovery: boolean;
@@ -27,11 +29,11 @@ export interface KnownSystem {
 export type Verdict =
   | { readonly kind: 'confirmed' }
   /** It may come true: asked again later. */
-  | { readonly kind: 'notYet'; readonly reason: string }
+  | { readonly kind: 'notYet'; readonly reason: string; readonly cause: VerificationCause }
   /** It cannot come true without a person. */
-  | { readonly kind: 'refused'; readonly reason: string }
+  | { readonly kind: 'refused'; readonly reason: string; readonly cause: VerificationCause }
   /** It is the registered node under another name. */
-  | { readonly kind: 'alias'; readonly reason: string };
+  | { readonly kind: 'alias'; readonly reason: string; readonly cause: 'alias' };
 
 export interface Candidate {
   /** `host:port`. */
@@ -47,33 +49,35 @@ export interface Candidate {
 /** Decides whether a node is the primary of a group. Pure. */
 export function classifyPrimary(candidate: Candidate): Verdict {
   const { node, groupid, check, known } = candidate;
-  if ('silence' in check) return notYet(`${node} does not answer: ${check.silence}`);
+  if ('silence' in check) return notYet('silent', `${node} does not answer: ${check.silence}`);
   const { answer } = check;
   const stranger = classifyStranger(candidate, answer);
   if (stranger !== undefined) return stranger;
-  if (answer.inRecovery) return notYet(`${node} is still in recovery`);
+  if (answer.inRecovery) return notYet('recovery', `${node} is still in recovery`);
   const reached = known?.timeline ?? null;
   if (reached !== null && answer.timeline !== null && answer.timeline < reached) {
     return refused(
+      'timeline',
       `${node} is an old primary: it is on timeline ${answer.timeline}, group ${groupid} is on ` +
         `timeline ${reached} already; rebuild it as a standby, or run ` +
         `SELECT mpp_accept_system(${groupid}) and report again`,
     );
   }
   if (isProven(candidate, answer)) return { kind: 'confirmed' };
-  return notYet(unproven(node));
+  return notYet('unproven', unproven(node));
 }
 
 /** Decides whether a node is a standby of a group. Pure. */
 export function classifySecondary(candidate: Candidate): Verdict {
   const { node, check } = candidate;
-  if ('silence' in check) return notYet(`${node} does not answer: ${check.silence}`);
+  if ('silence' in check) return notYet('silent', `${node} does not answer: ${check.silence}`);
   const { answer } = check;
   const stranger = classifyStranger(candidate, answer);
   if (stranger !== undefined) return stranger;
-  if (!answer.inRecovery) return notYet(`${node} is not a standby: it is not in recovery`);
+  if (!answer.inRecovery)
+    return notYet('secondary', `${node} is not a standby: it is not in recovery`);
   if (isProven(candidate, answer)) return { kind: 'confirmed' };
-  return notYet(unproven(node));
+  return notYet('unproven', unproven(node));
 }
 
 /** True when both answers are of one server. Copies of a virtual machine may share their identifier. */
@@ -88,6 +92,7 @@ function classifyStranger(
   const wanted = known?.systemIdentifier ?? null;
   if (wanted !== null && systemIdentifier !== null && systemIdentifier !== wanted) {
     return refused(
+      'system',
       `${node} is of another PostgreSQL cluster: its system identifier is ${systemIdentifier}, that ` +
         `of group ${groupid} is ${wanted}; report the right address, or after pg_upgrade or a ` +
         `restore run SELECT mpp_accept_system(${groupid}) and report again`,
@@ -95,6 +100,7 @@ function classifyStranger(
   }
   if (isOfOtherGroup(localGroup, groupid)) {
     return refused(
+      'group',
       `${node} is a node of group ${localGroup}, as its pg_dist_local_group says, and not of group ` +
         `${groupid}; report the right address`,
     );
@@ -123,10 +129,10 @@ function unproven(node: string): string {
   );
 }
 
-function notYet(reason: string): Verdict {
-  return { kind: 'notYet', reason };
+function notYet(cause: VerificationCause, reason: string): Verdict {
+  return { kind: 'notYet', reason, cause };
 }
 
-function refused(reason: string): Verdict {
-  return { kind: 'refused', reason };
+function refused(cause: VerificationCause, reason: string): Verdict {
+  return { kind: 'refused', reason, cause };
 }

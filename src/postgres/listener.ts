@@ -8,6 +8,8 @@ interface ListenerOptions {
   readonly channel: string;
   /** Something may have happened: look at the table. Also called when listening begins again. */
   readonly onWake: () => void;
+  /** Listening has begun once more, after it was interrupted. */
+  readonly onReconnected?: () => void;
   readonly onError: (error: unknown) => void;
   /** Shared by all sessions that log in with the same credentials. */
   readonly gate?: LoginGate;
@@ -26,6 +28,7 @@ export class Listener {
   #sockets: Sockets | undefined;
   #rebuild: NodeJS.Timeout | undefined;
   #stopped = true;
+  #hasListened = false;
 
   constructor(options: ListenerOptions) {
     this.#options = options;
@@ -70,13 +73,22 @@ export class Listener {
       if (this.#subscriber !== subscriber) return void close(subscriber, sockets);
       this.#options.gate?.succeeded();
       const listening = subscriber.listenTo(channel) ?? Promise.resolve();
-      listening.then(onWake, (error: unknown) => this.#restart(subscriber, error));
+      listening.then(
+        () => this.#listens(),
+        (error: unknown) => this.#restart(subscriber, error),
+      );
     });
     // On failure it goes on trying by itself, and says "connected" when it has succeeded.
     subscriber.connect().catch((error: unknown) => {
       this.#options.gate?.failed(error);
       onError(error);
     });
+  }
+
+  #listens(): void {
+    if (this.#hasListened) this.#options.onReconnected?.();
+    this.#hasListened = true;
+    this.#options.onWake();
   }
 
   #restart(subscriber: Subscriber, error: unknown): void {

@@ -1,16 +1,32 @@
 import type { Address } from '../address.js';
 
 /** The events that a client can report; see the comment on mpp_tasks.event. */
-export type TaskEvent = 'before_demote' | 'before_promote' | 'after_promote' | 'suspect';
+export const TASK_EVENTS = ['before_demote', 'before_promote', 'after_promote', 'suspect'] as const;
+export type TaskEvent = (typeof TASK_EVENTS)[number];
 
 /** What waits while a group is held. */
-export type Pause = 'writes' | 'all' | 'none';
+export const PAUSES = ['writes', 'all', 'none'] as const;
+export type Pause = (typeof PAUSES)[number];
 
 /** MPP_PAUSE: what waits in a hold whose task does not say; see pauseOf. */
 export type PauseSetting = Pause | 'auto';
 
 /** How a task can end, but for what SQL functions and triggers do (superseded, cancelled). */
 export type TaskEnd = 'done' | 'discarded' | 'rolled_back' | 'failed';
+
+/** All statuses that are ends. */
+export const TASK_ENDS = [
+  'done',
+  'superseded',
+  'discarded',
+  'expired',
+  'rolled_back',
+  'failed',
+  'cancelled',
+] as const;
+
+/** Who made a task: a client, the comparison, or the probe. */
+export const TASK_SOURCES = ['client', 'sync', 'probe'] as const;
 
 /** One row of mpp_tasks, as claimed. */
 export interface Task {
@@ -25,7 +41,7 @@ export interface Task {
   readonly cooldownMs: number;
   /** null takes the controller's setting. */
   readonly pause: Pause | null;
-  readonly source: 'client' | 'sync' | 'probe';
+  readonly source: (typeof TASK_SOURCES)[number];
   readonly attempt: number;
   /**
    * How long it may still take, in milliseconds, by the server's clock: until the deadline of the

@@ -2,6 +2,7 @@ import type pg from 'pg';
 import { UnreachableError } from '../errors.js';
 import { errorText, openSession, type Connection } from '../postgres/session.js';
 import { sqlState } from '../postgres/sqlstate.js';
+import type { ProbeResult } from '../tasks/observer.js';
 import { Loop } from '../wait.js';
 import { nodeConnection, type NodeCredentials } from '../postgres/connection/database-url.js';
 import { formatAddress } from '../address.js';
@@ -24,6 +25,8 @@ interface ProbeOptions extends SourceContext {
   readonly suspect: boolean;
   /** How long the hold of such a report may last, in milliseconds. */
   readonly suspectTimeoutMs: number;
+  /** Called after each look at a node, with what came of it. */
+  readonly onProbed: (result: ProbeResult, ms: number) => void;
 }
 
 /** A node that is being asked. */
@@ -119,6 +122,8 @@ export class Probe implements TopologySource {
   }
 
   #observed(key: string, observation: Observation): void {
+    const { seenAt, failure } = observation;
+    this.#options.onProbed(failure?.kind ?? 'answered', performance.now() - seenAt);
     const watched = this.#watched.get(key);
     if (watched === undefined) return;
     watched.seen = true;

@@ -5,6 +5,7 @@ import type { AbstractMPP } from '../mpp/abstract.js';
 import { componentLogger, type Logger } from '../logger.js';
 import type { Queryable } from '../postgres/queries.js';
 import { errorText } from '../postgres/session.js';
+import type { Observer } from '../tasks/observer.js';
 import { Loop } from '../wait.js';
 import { compareMembers, type Problem } from './compare.js';
 import {
@@ -47,6 +48,7 @@ interface TopologyOptions {
   /** Other databases on the same nodes; hooks may report there. */
   readonly otherDatabases: readonly { readonly database: string; readonly db: Queryable }[];
   readonly logger: Logger;
+  readonly observer: Observer;
   /** Ends it like `stop`. */
   readonly signal: AbortSignal;
 }
@@ -99,7 +101,7 @@ export class Topology {
           intervalMs: settings.heartbeatMs,
         }),
     );
-    this.#sources = [...otherDatabases, ...createSources(settings, context)];
+    this.#sources = [...otherDatabases, ...createSources(settings, context, options.observer)];
   }
 
   start(): void {
@@ -201,7 +203,11 @@ export function checkTopology(settings: TopologySettings): void {
 }
 
 /** `table` needs no part: hooks write it. */
-function createSources(settings: TopologySettings, context: SourceContext): TopologySource[] {
+function createSources(
+  settings: TopologySettings,
+  context: SourceContext,
+  observer: Observer,
+): TopologySource[] {
   checkTopology(settings);
   const sources: TopologySource[] = [];
   if (settings.topology.includes('probe')) {
@@ -214,6 +220,7 @@ function createSources(settings: TopologySettings, context: SourceContext): Topo
         timeoutMs: settings.probeTimeoutMs,
         suspect: settings.probeSuspect === 'on',
         suspectTimeoutMs: settings.suspectTimeoutMs,
+        onProbed: (result, ms) => observer.probed(result, ms),
       }),
     );
   }

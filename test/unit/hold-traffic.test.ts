@@ -5,6 +5,7 @@ import { Holds, type Hold } from '../../src/controller/holds.js';
 import type { Work, Workplace } from '../../src/controller/work.js';
 import { SessionLostError } from '../../src/errors.js';
 import type { Node, Pausing } from '../../src/mpp/abstract.js';
+import { NO_OBSERVER } from '../../src/tasks/observer.js';
 import { Transaction } from '../../src/postgres/transaction.js';
 import type { Task } from '../../src/tasks/task.js';
 
@@ -33,6 +34,7 @@ const TASK: Task = {
 
 const PAUSING: Pausing = {
   reason: null,
+  shortfalls: [],
   strategy: 'shard-locks',
   locksNodes: false,
   retarget: () => Promise.resolve(),
@@ -70,7 +72,8 @@ function scene(
       means: { strategies: ['shard-locks'], maySignal: true },
       readNodes: () => Promise.resolve([NODE]),
     }),
-    onHoldLost: (hold: Hold) => void holds.remove(hold),
+    onHoldLost: (hold: Hold) => void holds.remove(hold, 'lost'),
+    observer: NO_OBSERVER,
   } as unknown as Workplace;
   const log = { info: () => undefined, debug: () => undefined };
   const work = { task: TASK, session, hold: undefined, nodes: [NODE], log } as unknown as Work;

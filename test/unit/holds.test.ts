@@ -16,6 +16,7 @@ describe('Holds', () => {
       // Holds keeps the session and never uses it.
       session: Object.create(Transaction.prototype) as Transaction,
       ...{ groupid, pause: 'writes', pausing: undefined, lost: false, before: [], attempts: [] },
+      ...{ kind: 'planned', beganAt: 0, heldAt: undefined },
       node: { nodeid: 1, original: { host: 'a', port: 1 }, target: null },
     };
   }
@@ -59,8 +60,8 @@ describe('Holds', () => {
     const one = hold(1);
     holds.add(one);
     holds.extend(one, 1_000);
-    expect(holds.remove(one)).toBe(true);
-    expect(holds.remove(one)).toBe(false);
+    expect(holds.remove(one, 'deadline')).toBe(true);
+    expect(holds.remove(one, 'deadline')).toBe(false);
     holds.extend(one, 1_000);
     vi.advanceTimersByTime(60_000);
     expect(due).not.toHaveBeenCalled();
@@ -72,9 +73,9 @@ describe('Holds', () => {
     const holds = new Holds(vi.fn());
     const [earlier, later] = [hold(1), hold(1)];
     holds.add(earlier);
-    holds.remove(earlier);
+    holds.remove(earlier, 'deadline');
     holds.add(later);
-    expect(holds.remove(earlier)).toBe(false);
+    expect(holds.remove(earlier, 'deadline')).toBe(false);
     expect(holds.all()).toEqual([later]);
     expect(holds.get(1)).toBe(later);
   });

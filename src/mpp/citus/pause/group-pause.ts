@@ -19,6 +19,7 @@ import { inTime } from '../../../locks/lock-session.js';
 import type { Watch } from '../../../locks/watch.js';
 import type { Logger } from '../../../logger.js';
 import { errorText } from '../../../postgres/session.js';
+import type { PauseShortfall } from '../../../tasks/observer.js';
 import { linkSignals } from '../../../wait.js';
 import type { BlockerNote } from '../../../tasks/task.js';
 import type { PauseRequest, WaitingClients } from '../../abstract.js';
@@ -105,6 +106,10 @@ export class GroupPause {
   get reason(): string | null {
     const reasons = this.#all.map((pause) => pause.reason).filter((one) => one !== null);
     return [...reasons, ...this.#cancelled, ...this.#moves].join('; ') || null;
+  }
+
+  get shortfalls(): PauseShortfall[] {
+    return [...new Set(this.#all.flatMap((pause) => pause.shortfall ?? []))];
   }
 
   get yields(): number {
@@ -303,6 +308,7 @@ export class GroupPause {
     const isEnded = await this.#blocking.terminate(vertex).catch(() => false);
     if (!isEnded || blocker === undefined) return;
     this.interventions.terminated += 1;
+    this.#options.request.onTerminated();
     const fields = { ...fieldsOf(blocker), blockedMs };
     this.#options.logger.warn(fields, 'ended a session that blocked a hold for the cooldown');
   }

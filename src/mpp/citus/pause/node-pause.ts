@@ -11,7 +11,7 @@ import type { PauseNode } from './nodes.js';
 import { NodeTargets } from './targets-reader.js';
 import {
   isGone,
-  listTables,
+  describeRenounced,
   notLockable,
   shardLocks,
   wantedTables,
@@ -136,13 +136,13 @@ export class NodePause implements LockOwner {
   /** A sentence when less is paused than was asked for, else null. */
   get reason(): string | null {
     if (this.#leftOut !== null || this.#refusal !== null) return this.#leftOut ?? this.#refusal;
-    if (this.#renounced.size === 0) return null;
-    const byWhy = new Map<string, string[]>();
-    for (const [table, why] of this.#renounced) byWhy.set(why, [...(byWhy.get(why) ?? []), table]);
-    const parts = [...byWhy].map(
-      ([why, tables]) => `only writes to ${listTables(tables)} are paused: ${why}`,
-    );
-    return parts.join('; ');
+    return this.#renounced.size === 0 ? null : describeRenounced(this.#renounced);
+  }
+
+  /** The same in one word. */
+  get shortfall(): 'node' | 'reads' | undefined {
+    if (this.#leftOut !== null || this.#refusal !== null) return 'node';
+    return this.#renounced.size === 0 ? undefined : 'reads';
   }
 
   /** Processes on this node that have or wait for locks of the hold. */

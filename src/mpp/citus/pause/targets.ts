@@ -178,8 +178,18 @@ export function wantedTables(
   };
 }
 
+/** For people: the tables whose reads go on, and why. */
+export function describeRenounced(renounced: ReadonlyMap<string, string>): string {
+  const byWhy = new Map<string, string[]>();
+  for (const [table, why] of renounced) byWhy.set(why, [...(byWhy.get(why) ?? []), table]);
+  const parts = [...byWhy].map(
+    ([why, tables]) => `only writes to ${listTables(tables)} are paused: ${why}`,
+  );
+  return parts.join('; ');
+}
+
 /** For people: the first of them by name. */
-export function listTables(tables: readonly string[]): string {
+function listTables(tables: readonly string[]): string {
   const most = 5;
   if (tables.length <= most) return tables.join(', ');
   return `${tables.slice(0, most).join(', ')} and ${tables.length - most} more tables`;

@@ -7,6 +7,7 @@ import type { Logger } from '../../../logger.js';
 import { queryAgain, type Queryable } from '../../../postgres/queries.js';
 import { errorText } from '../../../postgres/session.js';
 import type { Outcome } from '../../../postgres/transaction.js';
+import type { PauseShortfall } from '../../../tasks/observer.js';
 import { linkSignals, within } from '../../../wait.js';
 import type {
   LikelyPause,
@@ -86,10 +87,7 @@ export class CitusTraffic implements TrafficControl {
     const { checks } = this.#watch;
     const { pause, session } = request;
     const group = this.#groupPause(strategy, request, coordinator, entries);
-    const lost = new AbortController();
-    session.onLost(() => lost.abort(new SessionLostError('the session of the group was lost')));
-    const link = linkSignals([request.signal, lost.signal]);
-    await group.open(link.signal).finally(() => link.release());
+    await openUnlessLost(group, request);
     const ending = new HoldEnd(coordinator, group, this.#options.logger);
     session.onEnd((outcome) => this.#end(ending, outcome));
     const instead = fellBack === null ? [] : [`held with ${strategy.name}: ${fellBack}`];
@@ -97,14 +95,15 @@ export class CitusTraffic implements TrafficControl {
       [...instead, ...(group.reason === null ? [] : [group.reason])].join('; ') || null;
     const tookMs = Math.round(performance.now() - began);
     const counts = { tookMs, yields: group.yields, checks: this.#watch.checks - checks };
-    const how = { strategy: strategy.name, pause, nodes: 1 + entries.length, ...counts };
-    const fields = { groupid: request.node.groupid, ...how };
-    const reason = reasonNow();
-    if (reason === null) this.#options.logger.info(fields, 'traffic waits');
-    else this.#options.logger.info({ ...fields, reason }, 'traffic waits; see its reason');
+    const how = { strategy: strategy.name, pause, nodes: 1 + entries.length };
+    const fields = { groupid: request.node.groupid, ...how, ...counts };
+    sayWaits(this.#options.logger, fields, reasonNow());
     return {
       get reason() {
         return reasonNow();
+      },
+      get shortfalls() {
+        return shortfallsOf(group, fellBack);
       },
       ...{ strategy: strategy.name, locksNodes: strategy.locksNodes },
       whole: () => group.whole(),
@@ -206,6 +205,14 @@ export class CitusTraffic implements TrafficControl {
     const fields = { nodeids: late, waitedMs: SYNC_MOST_MS };
     this.#options.logger.warn(fields, 'nodes have not got the metadata; their traffic goes on');
   }
+}
+
+/** The group's session may be lost meanwhile. */
+async function openUnlessLost(group: GroupPause, { session, signal }: PauseRequest): Promise<void> {
+  const lost = new AbortController();
+  session.onLost(() => lost.abort(new SessionLostError('the session of the group was lost')));
+  const link = linkSignals([signal, lost.signal]);
+  await group.open(link.signal).finally(() => link.release());
 }
 
 /** How the node pauses of one hold end. */
@@ -367,3 +374,12 @@ const UNSYNCED = `
   FROM pg_catalog.pg_dist_node AS n
   WHERE n.hasmetadata AND n.isactive AND NOT n.metadatasynced
     AND ($1::integer[] IS NULL OR n.nodeid = ANY ($1::integer[]))`;
+
+function sayWaits(logger: Logger, fields: object, reason: string | null): void {
+  if (reason === null) logger.info(fields, 'traffic waits');
+  else logger.info({ ...fields, reason }, 'traffic waits; see its reason');
+}
+
+function shortfallsOf(group: GroupPause, fellBack: string | null): PauseShortfall[] {
+  return [...(fellBack === null ? [] : ['strategy' as const]), ...group.shortfalls];
+}
