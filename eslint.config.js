@@ -11,6 +11,7 @@ const LAYERS = [
   'topology',
   'databases',
   'controller',
+  'http',
   'commands',
 ];
 

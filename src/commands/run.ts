@@ -4,6 +4,7 @@ import { Command } from 'commander';
 import type { DestinationStream } from 'pino';
 import { unknownVariables } from '../config/settings.js';
 import { createController, type Controller } from '../controller/controller.js';
+import { HttpService } from '../http/service.js';
 import { createLogger, type Logger } from '../logger.js';
 import { CommandError, EXIT } from './exit.js';
 import { isClosed } from './output.js';
@@ -31,6 +32,7 @@ const USES = [
   'patroniCa',
   'coordinatorHost',
   'coordinatorPort',
+  'http',
   'logLevel',
 ] as const;
 
@@ -55,7 +57,19 @@ export function runCommand(io: Io): Command {
     for (const name of unknownVariables(io.env)) {
       logger.warn({ variable: name }, 'unknown setting: is its name misspelt? see --help');
     }
-    await runUntilSignal(createController({ settings, logger }), closed.signal, logger);
+    const http = settings.http && new HttpService({ settings, address: settings.http, logger });
+    const controller = createController({
+      settings,
+      logger,
+      ...(http && { observe: http.observe }),
+    });
+    // Before the controller: a port that is in use is said at the start, not while it leads.
+    await http?.start();
+    try {
+      await runUntilSignal(controller, closed.signal, logger);
+    } finally {
+      await http?.stop();
+    }
     if (closed.signal.aborted) {
       throw new CommandError(EXIT.failure, 'stopped: the reader of the log has gone');
     }

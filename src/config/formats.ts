@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { ConfigError } from '../errors.js';
-import { HOST_FORM, isHost, plainHost } from '../address.js';
+import { type Address, HOST_FORM, isHost, parseAddress, plainHost } from '../address.js';
 
 /** What a setting takes: in words, to follow "give", and as a schema that reads its text. */
 interface Form<T> {
@@ -134,4 +134,29 @@ function isEndpoint(text: string): boolean {
   if (!URL.canParse(text)) return false;
   const { protocol, username, password, search, hash } = new URL(text);
   return /^https?:$/.test(protocol) && `${username}${password}${search}${hash}` === '';
+}
+
+/** What an address to listen on looks like, for messages. */
+const LISTEN_FORM = 'a port from 1 to 65535, host:port, or [IPv6 address]:port';
+
+/** An address to listen on: `9187` for the loopback address alone, or `host:port`. */
+export function listenAddress() {
+  return {
+    accepts: LISTEN_FORM,
+    schema: z
+      .string()
+      .regex(/(^|:)\d{1,5}$/)
+      .transform((text) => parseAddress(text.includes(':') ? text : `${LOOPBACK}:${text}`))
+      .refine(isListenAddress)
+      .transform((address) => Object.freeze(address)),
+  };
+}
+
+const LOOPBACK = '127.0.0.1';
+/** To listen on each address of the machine; to connect to one of them has no meaning, so isHost refuses them. */
+const UNSPECIFIED = ['0.0.0.0', '::'];
+
+function isListenAddress({ host, port }: Address): boolean {
+  const isName = UNSPECIFIED.includes(host) || (isHost(host) && !host.startsWith('/'));
+  return isName && Number.isInteger(port) && port >= 1 && port <= 65_535;
 }

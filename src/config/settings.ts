@@ -15,6 +15,7 @@ import {
   duration,
   host,
   isSchemaName,
+  listenAddress,
   optional,
 } from './formats.js';
 
@@ -200,6 +201,13 @@ export const SETTINGS = {
     default: '',
     description: 'PEM file of the authority that signs the certificates of Patroni',
     ...optional({ accepts: 'the path of a file', schema: z.string() }),
+  },
+  http: {
+    env: 'MPP_HTTP',
+    default: '',
+    description:
+      'where metrics and health are served: a port of 127.0.0.1, or host:port; off by default',
+    ...optional(listenAddress()),
   },
   logLevel: {
     env: 'MPP_LOG_LEVEL',

@@ -38,6 +38,7 @@ describe('loadSettings', () => {
       minCooldownMs: 1_000,
       verify: 'on',
       migrateTimeoutMs: 30_000,
+      http: undefined,
       logLevel: 'info',
       localHostname: 'localhost',
       coordinatorHost: undefined,
@@ -128,6 +129,15 @@ describe('loadSettings', () => {
     ['MPP_POLL', '0s'],
     ['MPP_RETENTION', 'forever'],
     ['MPP_LOG_LEVEL', 'loud'],
+    ['MPP_HTTP', '0'],
+    ['MPP_HTTP', '65536'],
+    ['MPP_HTTP', 'localhost'],
+    ['MPP_HTTP', 'localhost:'],
+    ['MPP_HTTP', ':9187'],
+    ['MPP_HTTP', 'http://localhost:9187'],
+    ['MPP_HTTP', '/run/mpp:9187'],
+    ['MPP_HTTP', '127.0.0.1:9187x'],
+    ['MPP_HTTP', '1e3'],
     ['MPP_LOCAL_HOSTNAME', 'two words'],
     ['MPP_COORDINATOR_PORT', '65536'],
     ['MPP_TOPOLOGY', 'tables'],
@@ -150,6 +160,16 @@ describe('loadSettings', () => {
     }
     expect(message).toContain(`${name} cannot be ${JSON.stringify(value)}; give `);
     expect(message).not.toContain('\n');
+  });
+
+  it.each([
+    ['9187', '127.0.0.1', 9187],
+    ['localhost:80', 'localhost', 80],
+    ['0.0.0.0:9187', '0.0.0.0', 9187],
+    ['[::1]:9187', '::1', 9187],
+    ['[::]:9187', '::', 9187],
+  ])('listens on %s; a bare port is one of the loopback address', (text, host, port) => {
+    expect(loadSettings({ MPP_HTTP: text }).http).toEqual({ host, port });
   });
 
   it('names the flag when the flag is wrong', () => {
@@ -185,7 +205,7 @@ describe('unknownVariables', () => {
   });
 
   it('finds what this version does not do, so that no client relies on it', () => {
-    expect(unknownVariables({ MPP_HTTP: 'x' })).toEqual(['MPP_HTTP']);
+    expect(unknownVariables({ MPP_MAINTENANCE: 'x' })).toEqual(['MPP_MAINTENANCE']);
   });
 
   it('is quiet about what the tests and the demo read', () => {
