@@ -16,7 +16,7 @@ import { type Address, formatAddress, sameAddress } from '../address.js';
 import { within } from '../wait.js';
 import { PUT_BACK_DELAY_MS, SECONDARY_ATTEMPTS, unconfirmedDelay } from './retry-delays.js';
 import { ChangeWatch, NAMED_AFTER_MS } from './change-watch.js';
-import { type Hold, describeGroup, primaryOf, summarize } from './holds.js';
+import { type Hold, describeGroup, type Interventions, primaryOf, summarize } from './holds.js';
 import { leaveUnconfirmed } from './task-failure.js';
 import type { Unconfirmed } from './verification.js';
 import {
@@ -48,9 +48,7 @@ const ROWS_LOCKED = 'another session has locked a task of the change; it is trie
 type ChangeTransition = Extract<Transition, { kind: 'change' }>;
 
 /** What is seen and done while rows change, for the log. */
-interface ChangeNotes {
-  terminated: number;
-  cancelled: number;
+interface ChangeNotes extends Interventions {
   /** The clients that waited, once that is known. */
   waiting: { readonly clients: WaitingClients; readonly readAt: number } | undefined;
 }

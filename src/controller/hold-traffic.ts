@@ -119,6 +119,7 @@ function newHold(place: Workplace, { task, session, nodes }: Work, node: Node): 
     before: nodes,
     node: { nodeid: node.nodeid, original: node.address, target: null },
     attempts: [],
+    interventions: { terminated: 0, cancelled: 0 },
   };
 }
 
@@ -147,7 +148,13 @@ async function pause(
       // What cannot be written is in the log.
       markReason(place.db, attempt, 'claimed', sentence, blockers).catch(() => undefined);
     },
-    onTerminated: () => place.observer.sessionTerminated('hold'),
+    onTerminated: () => {
+      hold.interventions.terminated += 1;
+      place.observer.sessionTerminated('hold');
+    },
+    onCancelled: () => {
+      hold.interventions.cancelled += 1;
+    },
     onReason: (sentence) => {
       const attempt = hold.attempts.at(-1);
       if (attempt) markReason(place.db, attempt, 'holding', sentence).catch(() => undefined);

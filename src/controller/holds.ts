@@ -1,7 +1,7 @@
 import type { Pool } from 'pg';
 import type { Queryable } from '../postgres/queries.js';
 import { Transaction, type Bounds } from '../postgres/transaction.js';
-import type { HeldNode, Interventions, Node, Pausing, WaitingClients } from '../mpp/abstract.js';
+import type { HeldNode, Node, Pausing, WaitingClients } from '../mpp/abstract.js';
 import type { Attempt, Summary } from '../tasks/finish.js';
 import {
   type HoldOutcome,
@@ -28,6 +28,15 @@ export interface Hold {
   node: HeldNode;
   /** The acknowledged tasks of the hold. */
   readonly attempts: Attempt[];
+  readonly interventions: Interventions;
+}
+
+/** How often the controller has ended what blocked a hold or a change. */
+export interface Interventions {
+  /** Sessions. */
+  terminated: number;
+  /** Statements. */
+  cancelled: number;
 }
 
 /**
@@ -47,7 +56,7 @@ export function summarize(
   ];
   const task = last ?? tasks[0];
   if (task === undefined) return undefined;
-  const { terminated = 0, cancelled = 0 } = hold?.pausing?.interventions ?? {};
+  const { terminated = 0, cancelled = 0 } = hold?.interventions ?? {};
   return {
     ...{ task, tasks, pause: hold?.pause ?? 'none' },
     sessionsWaiting: seen.waiting?.sessions ?? null,

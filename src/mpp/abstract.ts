@@ -107,18 +107,12 @@ export interface PauseRequest {
   readonly onBlocked: (sentence: string, blockers: readonly BlockerNote[]) => void;
   /** Called for each session that was terminated because it blocked the pause. */
   readonly onTerminated: () => void;
+  /** Called for each maintenance command that was cancelled because it blocked the pause. */
+  readonly onCancelled: () => void;
   /** Called with a sentence when less is paused than before, once the pause is there. */
   readonly onReason: (sentence: string) => void;
   /** Interrupts it. */
   readonly signal: AbortSignal;
-}
-
-/** How often the controller has ended what blocked a hold or a change. */
-export interface Interventions {
-  /** Sessions. */
-  readonly terminated: number;
-  /** Statements. */
-  readonly cancelled: number;
 }
 
 /** The clients that wait for a hold at one moment, on all its nodes. */
@@ -140,8 +134,6 @@ export interface Pausing {
   waiters(): Promise<ReadonlySet<number>>;
   /** The clients that wait now. A node that does not answer counts none. */
   waitingClients(): Promise<WaitingClients>;
-  /** What it has ended to get and to keep its locks. */
-  readonly interventions: Interventions;
   readonly strategy: string;
   /** True when no other session can change the catalog's rows until it ends. */
   readonly locksNodes: boolean;

@@ -64,7 +64,11 @@ describe('a group in maintenance', () => {
 
   it('is not suspected while its primary is down, and is once all groups have left maintenance', async () => {
     const { primary } = h.cluster.group(2);
-    const controller = await h.startController({ ...SOON, MPP_PROBE_SUSPECT: 'on' });
+    const controller = await h.startController({
+      ...SOON,
+      MPP_TOPOLOGY: 'table,probe',
+      MPP_PROBE_SUSPECT: 'on',
+    });
     await h.db.query('SELECT mpp_start_maintenance()');
     // The probe has asked it by then, and knows that it was up.
     await heartbeats(4);

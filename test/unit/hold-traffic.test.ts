@@ -41,7 +41,6 @@ const PAUSING: Pausing = {
   whole: () => Promise.resolve(),
   waiters: () => Promise.resolve(new Set()),
   waitingClients: () => Promise.resolve({ sessions: 0, longestMs: null }),
-  interventions: { terminated: 0, cancelled: 0 },
   expectCommit: () => undefined,
   extend: () => undefined,
 };

@@ -16,6 +16,7 @@ describe('Holds', () => {
       // Holds keeps the session and never uses it.
       session: Object.create(Transaction.prototype) as Transaction,
       ...{ groupid, pause: 'writes', pausing: undefined, lost: false, before: [], attempts: [] },
+      interventions: { terminated: 0, cancelled: 0 },
       ...{ kind: 'planned', beganAt: 0, heldAt: undefined },
       node: { nodeid: 1, original: { host: 'a', port: 1 }, target: null },
     };

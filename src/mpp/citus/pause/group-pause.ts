@@ -64,7 +64,6 @@ export class GroupPause {
   #leave: ((blockers: readonly AwaitedBlocker<Vertex>[]) => void) | undefined;
   readonly #terminatedAt = new Map<Vertex, number>();
   readonly #cancelled: string[] = [];
-  readonly interventions = { terminated: 0, cancelled: 0 };
   #moves: readonly string[] = [];
   #isOpen = false;
   /** Sessions that were said to be another role's. */
@@ -307,7 +306,6 @@ export class GroupPause {
     const blockedMs = Math.round(now - this.#blocking.since(vertex));
     const isEnded = await this.#blocking.terminate(vertex).catch(() => false);
     if (!isEnded || blocker === undefined) return;
-    this.interventions.terminated += 1;
     this.#options.request.onTerminated();
     const fields = { ...fieldsOf(blocker), blockedMs };
     this.#options.logger.warn(fields, 'ended a session that blocked a hold for the cooldown');
@@ -334,7 +332,7 @@ export class GroupPause {
     const { server, pid, user, maintenance } = blocker;
     const blockedMs = Math.round(performance.now() - this.#blocking.directSince(blocker));
     const fields = { ...fieldsOf(blocker), maintenance, blockedMs };
-    this.interventions.cancelled += 1;
+    this.#options.request.onCancelled();
     this.#options.logger.warn(fields, 'cancelled a maintenance command that blocked a hold');
     this.#cancelled.push(
       `${maintenance ?? 'maintenance'} of pid ${pid} (user ${user}) on ${server.name} was cancelled`,

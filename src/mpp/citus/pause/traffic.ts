@@ -108,7 +108,6 @@ export class CitusTraffic implements TrafficControl {
       ...{ strategy: strategy.name, locksNodes: strategy.locksNodes },
       whole: () => group.whole(),
       ...{ waiters: () => group.waiters(), waitingClients: () => group.waitingClients() },
-      interventions: group.interventions,
       retarget: (held, rows, to, ms) => strategy.retarget(session.client, held, rows, to, ms),
       expectCommit: () => ending.expectCommit(),
       extend: (remainingMs) => group.extend(remainingMs),
