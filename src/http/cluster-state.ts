@@ -85,7 +85,9 @@ const ENDED_MOST_MS = 3_600_000;
  * and source the newest 20 reports of a promotion (mpp_tasks_facts).
  *
  * - `member`: each node once, by the newest report of it.
- * - `switched`: the newest change of each group's primary, by the rows of the log.
+ * - `switched`: the newest change of each group's primary, by the rows of the log. Rows are compared, not columns:
+ *   with `groupid = …` the planner may go through the primary key, and reads the whole table for a group that has no
+ *   such report.
  */
 // eslint-disable-next-line max-lines-per-function -- one statement
 export function clusterStateStatement(nodesQuery: string): string {
@@ -187,13 +189,14 @@ const HOLDS_AND_GROUPS = `
     CROSS JOIN LATERAL (
       SELECT t.finished_at
       FROM (
-        SELECT f.id, f.status, f.finished_at
+        SELECT f.id, f.groupid, f.source, f.status, f.finished_at
         FROM @mpp.mpp_tasks AS f
-        WHERE f.groupid = g.groupid AND f.source = src.source AND f.event = 'after_promote'
-        ORDER BY f.id DESC
+        WHERE f.event = 'after_promote'
+          AND (f.groupid, f.source, f.id) <= (g.groupid, src.source, 9223372036854775807)
+        ORDER BY f.groupid DESC, f.source DESC, f.id DESC
         LIMIT 20
       ) AS t
-      WHERE t.status = 'done' AND EXISTS (
+      WHERE t.groupid = g.groupid AND t.source = src.source AND t.status = 'done' AND EXISTS (
         SELECT
         FROM @mpp.mpp_task_log AS l
         WHERE l.task_id = t.id AND l.status = 'done'
