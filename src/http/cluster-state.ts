@@ -13,6 +13,7 @@ export interface ClusterState {
   readonly groups: readonly GroupState[];
   readonly members: readonly MemberCount[];
   readonly sources: readonly SourceState[];
+  readonly isInMaintenance: boolean;
   readonly connections: readonly { readonly application: string; readonly count: number }[];
 }
 
@@ -150,6 +151,8 @@ export function clusterStateStatement(nodesQuery: string): string {
         WHERE m.source = ANY ($3::text[])
         GROUP BY m.source
       ) AS s),
+    'isInMaintenance', EXISTS (
+      SELECT FROM @mpp.mpp_maintenance AS m WHERE m.until > statement_timestamp()),
     'connections', (
       SELECT coalesce(json_agg(c), '[]')
       FROM (

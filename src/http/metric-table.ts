@@ -262,6 +262,13 @@ export const METRICS = {
     labels: { source: undefined },
     from: 'cluster',
   },
+  mpp_maintenance: {
+    type: 'gauge',
+    help: 'Whether a group, or all, are in maintenance: no tasks are made by the comparison and the probe.',
+    unit: '0 or 1',
+    labels: {},
+    from: 'cluster',
+  },
   mpp_database_connections: {
     type: 'gauge',
     help: 'Sessions of controllers in this database of the coordinator.',

@@ -175,7 +175,9 @@ export class ObservedDatabase {
     }
   }
 
-  #showQueue({ pending, oldestPending, connections }: ClusterState): void {
+  #showQueue(state: ClusterState): void {
+    const { pending, oldestPending, connections, isInMaintenance } = state;
+    this.#metrics.set('mpp_maintenance', {}, isInMaintenance ? 1 : 0);
     for (const event of TASK_EVENTS) {
       this.#metrics.set('mpp_tasks_pending', { event }, pending[event] ?? 0);
     }
