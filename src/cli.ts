@@ -29,6 +29,7 @@ const exitCode = await main(args, {
   env: process.env,
   print: stdout.write,
   complain: stderr.write,
+  isTerminal: process.stdout.isTTY,
   ...(process.stdin.isTTY && process.stderr.isTTY && { confirm }),
 });
 // A session that is still closing must not keep a hook waiting.

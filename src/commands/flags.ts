@@ -19,6 +19,8 @@ export interface Io {
   readonly print: (text: string) => void;
   /** Prints one line on standard error. */
   readonly complain: (text: string) => void;
+  /** True where standard output is a terminal. */
+  readonly isTerminal?: boolean;
   /** Asks the person at the terminal; missing where there is none. */
   readonly confirm?: (question: string) => Promise<boolean>;
 }

@@ -41,15 +41,61 @@ interface QueuedTask {
   readonly why: string;
 }
 
+/** What a topology source says of a node. */
+export interface SeenAs {
+  readonly source: string;
+  readonly role: string;
+  readonly state: string;
+  /** In seconds. */
+  readonly age: number;
+  /** True once it is older than MPP_MEMBER_TTL. */
+  readonly isStale: boolean;
+  readonly isUp: boolean;
+  /** Why it is not acted on, else null. */
+  readonly problem: string | null;
+}
+
+/** A row of pg_dist_node, or a node that was reported and has none: then role to metadataSynced are null. */
 export interface NodeStatus {
   readonly groupid: number;
-  readonly nodeid: number;
-  readonly role: string;
+  readonly nodeid: number | null;
+  readonly role: string | null;
   readonly nodename: string;
   readonly nodeport: number;
-  readonly cluster: string;
-  readonly active: boolean;
-  readonly metadataSynced: boolean;
+  readonly cluster: string | null;
+  readonly active: boolean | null;
+  readonly metadataSynced: boolean | null;
+  readonly seen: readonly SeenAs[];
+}
+
+/** How a node differs from its row. */
+export interface NodeDifference {
+  readonly text: string;
+  /** Whether the primary of its group is not what the row says. */
+  readonly isOfPrimary: boolean;
+}
+
+/** What the sources say that differs from the row of a node; undefined where nothing does. Pure. */
+export function nodeDifference({ role, seen }: NodeStatus): NodeDifference | undefined {
+  const fresh = seen.filter(({ isStale }) => !isStale);
+  const find = (test: (one: SeenAs) => boolean): string | undefined =>
+    fresh
+      .filter(test)
+      .map(({ source }) => source)
+      .join(', ') || undefined;
+  const primaryBy = find((one) => one.isUp && one.role === 'primary');
+  const standbyBy = find((one) => one.isUp && one.role === 'secondary');
+  const downBy = find((one) => !one.isUp);
+  if (role !== 'primary' && primaryBy !== undefined)
+    return { text: `is a primary, says ${primaryBy}`, isOfPrimary: true };
+  if (role === 'primary' && primaryBy === undefined && standbyBy !== undefined)
+    return { text: `is a standby, says ${standbyBy}`, isOfPrimary: true };
+  if (role === 'primary' && primaryBy === undefined && downBy !== undefined)
+    return { text: `is down, says ${downBy}`, isOfPrimary: true };
+  if (downBy !== undefined) return { text: `is down, says ${downBy}`, isOfPrimary: false };
+  const problem = fresh.find((one) => one.problem !== null)?.problem;
+  if (typeof problem === 'string') return { text: problem, isOfPrimary: false };
+  return role === null ? { text: 'has no row', isOfPrimary: false } : undefined;
 }
 
 /** All that `status` shows, and what `status --json` prints. */
@@ -61,6 +107,13 @@ export interface Status {
   readonly queue: readonly QueuedTask[];
   /** Null where there is no pg_dist_node. */
   readonly nodes: readonly NodeStatus[] | null;
+  readonly maintenance: readonly {
+    /** Null stands for all groups. */
+    readonly groupid: number | null;
+    readonly until: string;
+    readonly startedBy: string;
+    readonly reason: string | null;
+  }[];
 }
 
 /**
@@ -104,14 +157,32 @@ const STATUS = `
         'nodename', nodename, 'nodeport', nodeport, 'status', status, 'source', source,
         'attempt', attempt, 'age', round(extract(epoch FROM age), 1), 'why', why
       ) ORDER BY position), '[]')
-      FROM @mpp.mpp_queue)
+      FROM @mpp.mpp_queue),
+    'maintenance', (
+      SELECT coalesce(json_agg(json_build_object(
+        'groupid', groupid, 'until', to_char(until, 'YYYY-MM-DD HH24:MI:SS OF'), 'startedBy', started_by, 'reason', reason
+      ) ORDER BY groupid NULLS FIRST), '[]')
+      FROM @mpp.mpp_maintenance
+      WHERE until > clock_timestamp())
   ) AS status,
   to_regclass('pg_catalog.pg_dist_node') IS NOT NULL AS "hasNodes"`;
 
+/** What only a further name of a registered server is, or has left its group, is no node. */
 const NODES = `
   SELECT coalesce(json_agg(json_build_object(
-    'groupid', groupid, 'nodeid', nodeid, 'role', noderole::text,
-    'nodename', nodename, 'nodeport', nodeport, 'cluster', nodecluster,
-    'active', isactive, 'metadataSynced', metadatasynced
-  ) ORDER BY groupid, noderole, nodeid), '[]') AS nodes
-  FROM pg_catalog.pg_dist_node`;
+    'groupid', coalesce(n.groupid, m.groupid), 'nodeid', n.nodeid, 'role', n.noderole::text,
+    'nodename', coalesce(n.nodename, m.nodename), 'nodeport', coalesce(n.nodeport, m.nodeport),
+    'cluster', n.nodecluster, 'active', n.isactive, 'metadataSynced', n.metadatasynced,
+    'seen', coalesce(m.seen, '[]')
+  ) ORDER BY coalesce(n.groupid, m.groupid), n.noderole, n.nodeid, m.nodename, m.nodeport), '[]') AS nodes
+  FROM pg_catalog.pg_dist_node AS n
+  FULL JOIN (
+    SELECT t.groupid, t.nodename, t.nodeport,
+           json_agg(json_build_object(
+             'source', t.source, 'role', t.role, 'state', t.state, 'age', round(extract(epoch FROM t.age), 1),
+             'isStale', t.stale, 'isUp', @mpp.mpp_is_up(t.state), 'problem', t.problem
+           ) ORDER BY t.source) AS seen
+    FROM @mpp.mpp_topology AS t
+    WHERE t.state NOT IN ('alias', 'removed')
+    GROUP BY t.groupid, t.nodename, t.nodeport
+  ) AS m ON m.nodename = n.nodename AND m.nodeport = n.nodeport`;

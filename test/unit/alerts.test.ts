@@ -23,7 +23,7 @@ describe('the alert rules', () => {
     const alerts = await readAlerts();
     expect(alerts.length).toBeGreaterThan(10);
     for (const { name, text } of alerts) {
-      expect(text, name).toMatch(/^ +for: \d+[sm]$/m);
+      expect(text, name).toMatch(/^ +for: \d+[smh]$/m);
       expect(text, name).toMatch(/^ +severity: (warning|critical)$/m);
       expect(text, name).toMatch(/^ +summary: .+\.'?$/m);
       expect(text, name).toContain(`runbook_url: docs/runbook.md#${name.toLowerCase()}\n`);

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { checkLine, findTrouble } from '../../src/commands/status.js';
+import { checkLine, findTrouble } from '../../src/commands/status-check.js';
 import type { ControllerStatus, HoldStatus, Status } from '../../src/controller/status.js';
 
 const ACTIVE = { state: 'active', host: 'c1' } as ControllerStatus;
@@ -11,6 +11,7 @@ const FINE: Status = {
   holds: [],
   queue: [],
   nodes: [],
+  maintenance: [],
 };
 const LIMITS = { pendingMs: 60_000, failedMs: 3_600_000 };
 
@@ -37,5 +38,27 @@ describe('status --check', () => {
   it('puts the worst first, in one line', () => {
     const findings = findTrouble({ ...FINE, controllers: [] }, [{ task: 9, groupid: 2 }], LIMITS);
     expect(checkLine(findings, FINE)).toMatch(/^MPP CRITICAL - no controller is active.*; task 9 /);
+  });
+
+  it('warns of a primary that another node is, and says who is in maintenance', () => {
+    const node = {
+      ...{ groupid: 1, nodeid: 2, nodename: 'a', nodeport: 1, cluster: 'default' },
+      ...{ active: true, metadataSynced: true },
+    };
+    const seen = {
+      ...{ source: 'probe', state: 'running', age: 1 },
+      ...{ isStale: false, isUp: true, problem: null },
+    };
+    const standby = { ...node, role: 'secondary', seen: [{ ...seen, role: 'primary' }] };
+    const findings = findTrouble({ ...FINE, nodes: [standby] }, [], LIMITS);
+    expect(checkLine(findings, FINE)).toBe('MPP WARNING - group 1: a:1 is a primary, says probe');
+    const right = { ...node, role: 'primary', seen: [{ ...seen, role: 'primary' }] };
+    expect(levels({ nodes: [right] })).toEqual([]);
+    const down = { ...right, seen: [{ ...seen, role: 'primary', isUp: false }] };
+    expect(levels({ nodes: [down] })).toEqual(['WARNING']);
+    const stale = { ...standby, seen: [{ ...seen, role: 'primary', isStale: true }] };
+    expect(levels({ nodes: [stale] })).toEqual([]);
+    const maintenance = [{ groupid: 1, until: '', startedBy: 'dba', reason: null }];
+    expect(checkLine([], { ...FINE, maintenance })).toMatch(/, in maintenance: 1$/);
   });
 });

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { statusText } from '../../src/commands/status.js';
+import { statusText } from '../../src/commands/status-text.js';
 import type { Status } from '../../src/controller/status.js';
 
 const NOTHING: Status = {
@@ -9,6 +9,16 @@ const NOTHING: Status = {
   holds: [],
   queue: [],
   nodes: null,
+  maintenance: [],
+};
+
+const NODE = {
+  ...{ groupid: 1, nodeid: 2, role: 'primary', nodename: 'a', nodeport: 5432, cluster: 'default' },
+  ...{ active: true, metadataSynced: true },
+};
+const SEEN = {
+  ...{ source: 'probe', role: 'primary', state: 'running', age: 1 },
+  ...{ isStale: false, isUp: true, problem: null },
 };
 
 describe('statusText', () => {
@@ -72,7 +82,18 @@ describe('statusText', () => {
           why: 'by age',
         },
       ],
-      nodes: [],
+      nodes: [
+        { ...NODE, seen: [{ ...SEEN, role: 'secondary' }] },
+        { ...NODE, nodeid: 3, role: 'secondary', nodename: 'b', seen: [] },
+        {
+          ...{ groupid: 1, nodeid: null, role: null, nodename: 'c', nodeport: 5432, cluster: null },
+          ...{ active: null, metadataSynced: null },
+          seen: [{ ...SEEN, isStale: true, age: 65 }],
+        },
+      ],
+      maintenance: [
+        { groupid: null, until: '2026-01-01 10:00:00 +00', startedBy: 'dba', reason: null },
+      ],
     });
     expect(text.split('\n')).toEqual([
       'Controllers',
@@ -87,8 +108,15 @@ describe('statusText', () => {
       '  NEXT  TASK  GROUP  EVENT          NODE        STATUS   AGE    WHY',
       '  1     9     2      after_promote  [::1]:5432  pending  1d 2h  by age',
       '',
-      'Nodes (pg_dist_node)',
-      '  none',
+      'Nodes (pg_dist_node, and what they are seen to be)',
+      '  GROUP  ROLE            NODE    NODEID  SEEN AS                               DIFFERENCE                ACTIVE  METADATA  CLUSTER',
+      '  1      primary         a:5432  2       secondary running (probe)             is a standby, says probe  yes     in sync   default',
+      '  1      secondary       b:5432  3       -                                                               yes     in sync   default',
+      '  1      not registered  c:5432  -       primary running (probe, 1min 5s ago)  has no row',
+      '',
+      'Maintenance: the comparison and the probe make no tasks',
+      '  GROUP  UNTIL                    STARTED BY  REASON',
+      '  all    2026-01-01 10:00:00 +00  dba',
     ]);
   });
 });
