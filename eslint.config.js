@@ -12,6 +12,7 @@ const LAYERS = [
   'databases',
   'controller',
   'http',
+  'doctor',
   'commands',
 ];
 
@@ -24,6 +25,7 @@ const APART = new Map([
   ['locks', ['config']],
   ['tasks', ['config', 'locks']],
   ['databases', ['topology', 'mpp']],
+  ['doctor', ['locks', 'tasks', 'databases', 'controller']],
 ]);
 
 export default defineConfig(

@@ -30,7 +30,7 @@ export class CommandError extends MppError {
   }
 }
 
-/** Trouble that `status --check` has printed; its exit codes are those of monitoring systems. */
+/** Trouble that `status --check` or `doctor` has printed, with the exit code that says how bad it is. */
 export class CheckError extends MppError {
   override readonly name = 'CheckError';
   readonly exitCode: number;

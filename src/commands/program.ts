@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import { packageVersion } from '../package-root.js';
 import { bootstrapCommand } from './bootstrap.js';
+import { doctorCommand } from './doctor.js';
 import { EXIT, endingOf, endingOfHook, isHook } from './exit.js';
 import { gucsCommand } from './gucs.js';
 import { historyCommand } from './history.js';
@@ -45,6 +46,7 @@ const COMMANDS: readonly ((io: Io) => Command)[] = [
   switchoverCommand,
   restartCommand,
   statusCommand,
+  doctorCommand,
   waitCommand,
   historyCommand,
   explainCommand,

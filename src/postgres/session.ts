@@ -262,7 +262,8 @@ export function describeConnection(connection: Connection): string {
   return `${describeServers(connection)}/${connection.database ?? connection.user ?? ''}`;
 }
 
-function describeServers(connection: Connection): string {
+/** Hosts and ports for a message. */
+export function describeServers(connection: Connection): string {
   return eachServer(connection)
     .map(({ host = 'localhost', port = DEFAULT_PORT }) => formatServer({ host, port }))
     .join(',');
