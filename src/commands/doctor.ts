@@ -1,16 +1,30 @@
 import { Command } from 'commander';
-import { eachDatabase } from '../config/settings.js';
+import { eachDatabase, SETTINGS, unknownVariables } from '../config/settings.js';
 import { findings } from '../doctor/checks.js';
 import { LEVELS, worstOf, type Finding, type Level } from '../doctor/finding.js';
 import { look } from '../doctor/look.js';
 import { CheckError } from './exit.js';
-import { addSettings, readSettings, type Io } from './flags.js';
+import { addSettings, duration, readSettings, type Io } from './flags.js';
 
-const USES = ['schema', 'databases'] as const;
+const USES = [
+  'schema',
+  'databases',
+  'strategy',
+  'maxSessions',
+  'localHostname',
+  'patroni',
+  'patroniCa',
+] as const;
 
 const CODES = `Exit codes: 0 nothing is wrong, 1 at least one warning, 2 at least one error.
 A wrong flag or setting ends with 2 as well, with a line on standard error and no findings.
 It changes nothing. A fix is SQL below the server to run it on, or a command of a shell.`;
+
+interface Flags {
+  readonly json?: boolean;
+  readonly older: string;
+  readonly localHostname?: string;
+}
 
 export function doctorCommand(io: Io): Command {
   const command = new Command('doctor')
@@ -19,13 +33,25 @@ export function doctorCommand(io: Io): Command {
       '--json',
       'for machines: {"findings": […]} (with several databases one of each by its name)',
     )
+    .option(
+      '--older <duration>',
+      'transactions and tasks that have been open for longer are said',
+      '1min',
+    )
     .addHelpText('after', `\n${CODES}`);
   return addSettings(command, USES).action(async () => {
     const settings = readSettings(io, command, USES);
-    const isJson = command.opts<{ json?: boolean }>().json === true;
+    const flags = command.opts<Flags>();
+    const isJson = flags.json === true;
+    const options = {
+      unknownVariables: unknownVariables(io.env),
+      olderMs: duration('--older', flags.older, 0),
+      isHostnameNamed: Boolean(flags.localHostname ?? io.env[SETTINGS.localHostname.env]),
+    };
     const all: (readonly [string, Finding[]])[] = [];
     for (const one of eachDatabase(settings)) {
-      all.push([one.connection.database ?? '', findings(await look(one))]);
+      const observed = await look({ ...options, settings: one });
+      all.push([one.connection.database ?? '', findings(observed)]);
     }
     io.print(isJson ? json(all, settings.databases !== undefined) : text(all));
     const worst = worstOf(all.flatMap(([, found]) => found));

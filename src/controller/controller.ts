@@ -325,7 +325,8 @@ class ControllerProcess implements Controller {
   async #sayWhatIsWrong({ handler, client }: ControlSession): Promise<void> {
     const missing = await handler.missingRights(client).catch(() => []);
     const advice = await handler.adviseSettings(client).catch(() => []);
-    for (const sentence of [...missing, ...advice]) this.#logger.warn(sentence);
+    for (const { sentence } of missing) this.#logger.warn(sentence);
+    for (const sentence of advice) this.#logger.warn(sentence);
   }
 
   /** What a person must put right before this can work at all; once it has worked, it waits instead. */

@@ -1,7 +1,9 @@
 import type pg from 'pg';
 import type { Settings } from '../config/settings.js';
 import { DatabaseStateError } from '../errors.js';
-import { checkMigrated } from '../postgres/migrate.js';
+import type { AbstractMPP } from '../mpp/abstract.js';
+import { createMPP } from '../mpp/index.js';
+import { readServerConnections } from '../postgres/pool.js';
 import {
   chooseServer,
   closeSession,
@@ -11,10 +13,21 @@ import {
   openSession,
 } from '../postgres/session.js';
 import { remedyOf } from '../postgres/sqlstate.js';
-import type { Observed, SchemaSeen, ServerSeen, Target } from './observed.js';
-
-/** How long a server may take to answer, in milliseconds. */
-const ANSWER_MS = 2_000;
+import { formatAddress } from '../address.js';
+import { readCatalog, readGroups, readTriggers, readWork } from './contract.js';
+import { ANSWER_MS, readCoordinator, readNodes } from './hosts.js';
+import type {
+  CatalogSeen,
+  Failure,
+  HostSeen,
+  Observed,
+  StrategySeen,
+  Target,
+  Unreachable,
+} from './observed.js';
+import { Parts } from './parts.js';
+import { askPatroni } from './patroni.js';
+import { readSchema, readServer } from './server.js';
 
 /** What keeps the doctor from waiting: for a server, for a lock, and for a statement. */
 const BOUNDS = {
@@ -24,73 +37,176 @@ const BOUNDS = {
   query_timeout: 6_000,
 };
 
-/** Looks at one database. Changes nothing. */
-export async function look(settings: Settings): Promise<Observed> {
-  const nothing = { server: null, schema: null };
-  let session: pg.Client;
-  let target = targetOf(settings);
+export interface LookOptions {
+  readonly settings: Settings;
+  readonly unknownVariables: readonly string[];
+  /** What lasts for longer is said, in milliseconds. */
+  readonly olderMs: number;
+  /** True where MPP_LOCAL_HOSTNAME was given. */
+  readonly isHostnameNamed: boolean;
+}
+
+/** What is seen where nothing answers. */
+const NOTHING = {
+  server: null,
+  schema: null,
+  strategy: null,
+  rights: null,
+  connections: null,
+  catalog: null,
+  triggers: null,
+  work: null,
+  groups: null,
+  hosts: [],
+  patroni: null,
+  failures: null,
+};
+
+/** Looks at one database and its nodes. Changes nothing, and waits for no lock but that of a table. */
+export async function look(options: LookOptions): Promise<Observed> {
+  const { settings, unknownVariables } = options;
+  const { connection } = settings;
+  const seen = { ...NOTHING, target: targetOf(options, connection), unknownVariables };
   try {
-    const connection = await chooseServer({ ...settings.connection, ...BOUNDS });
-    target = targetOf({ ...settings, connection });
-    session = await openSession(connection, 'doctor', settings.schema);
+    const chosen = await chooseServer({ ...connection, ...BOUNDS });
+    const target = targetOf(options, chosen);
+    const session = await openSession(chosen, 'doctor', settings.schema);
+    try {
+      return await lookWith(session, options, { ...seen, target, unreachable: null });
+    } finally {
+      await closeSession(session);
+    }
   } catch (error) {
-    const unreachable = {
-      reason: errorText(error),
-      remedy: remedyOf(error) ?? null,
-      isMissingDatabase: isMissingDatabase(error),
-    };
-    return { ...nothing, target, unreachable };
-  }
-  try {
-    const server = await readServer(session);
-    const isCoordinator = !server.inRecovery && server.localGroup === 0;
-    const schema = isCoordinator ? await readSchema(session, settings.schema) : null;
-    return { target, unreachable: null, server, schema };
-  } finally {
-    await closeSession(session);
+    return { ...seen, unreachable: unreachable(error) };
   }
 }
 
-function targetOf({ connection, schema }: Pick<Settings, 'connection' | 'schema'>): Target {
+function targetOf({ settings, olderMs }: LookOptions, connection: Settings['connection']): Target {
   const { user = '', database = user } = connection;
-  return { node: describeServers(connection), database, user, schema };
+  const { schema, maxSessions, strategy, node } = settings;
+  const nodeUser = node.user ?? user;
+  const own = describeServers(connection);
+  return { node: own, database, user, nodeUser, schema, maxSessions, strategy, olderMs };
 }
 
-async function readServer(session: pg.ClientBase): Promise<ServerSeen> {
-  const { rows } = await session.query<ServerSeen & { readable: boolean }>(SERVER);
-  const [row] = rows;
-  if (row === undefined) throw new Error('the statement SERVER returns one row');
-  const { readable, ...server } = row;
-  if (!readable) return server;
-  const group = await session.query<Pick<ServerSeen, 'localGroup' | 'coordinator'>>(GROUP);
-  return { ...server, ...group.rows[0] };
+function unreachable(error: unknown): Unreachable {
+  return {
+    reason: errorText(error),
+    remedy: remedyOf(error) ?? null,
+    isMissingDatabase: isMissingDatabase(error),
+  };
 }
 
-/** Takes no lock. */
-const SERVER = `
-  SELECT current_setting('server_version_num')::integer AS version,
-         pg_is_in_recovery() AS "inRecovery",
-         (SELECT format('%s:%s', w.sender_host, w.sender_port)
-          FROM pg_stat_wal_receiver AS w
-          WHERE w.sender_host IS NOT NULL) AS follows,
-         (SELECT e.extversion FROM pg_extension AS e WHERE e.extname = 'citus') AS citus,
-         NULL::integer AS "localGroup",
-         NULL::text AS coordinator,
-         coalesce(has_table_privilege(to_regclass('pg_catalog.pg_dist_local_group'), 'SELECT'), false) AS readable`;
+async function lookWith(
+  session: pg.Client,
+  options: LookOptions,
+  seen: Observed,
+): Promise<Observed> {
+  const { settings } = options;
+  const server = await readServer(session);
+  // What is written elsewhere decides about a standby and a worker.
+  if (server.inRecovery || server.localGroup !== 0) return { ...seen, server };
+  const mpp = createMPP(settings);
+  const failures: Failure[] = [];
+  const parts = new Parts(seen.target.node, failures);
+  const patroni = askPatroni(settings);
+  const catalog = await parts.read('pg_dist_node', 'mpp_controller', () => readCatalog(session));
+  const coordinator = await readAsController(session, mpp, parts);
+  const contract = await readContract(session, options, parts, catalog);
+  const hosts =
+    catalog === null ? [] : await readHosts(session, { options, mpp, catalog, failures, seen });
+  return {
+    ...seen,
+    server,
+    ...contract,
+    ...coordinator,
+    catalog,
+    hosts,
+    patroni: await patroni,
+    failures,
+  };
+}
 
-const GROUP = `
-  SELECT (SELECT l.groupid FROM pg_catalog.pg_dist_local_group AS l LIMIT 1) AS "localGroup",
-         (SELECT format('%s:%s', n.nodename, n.nodeport)
-          FROM pg_catalog.pg_dist_node AS n
-          WHERE n.groupid = 0 AND n.noderole = 'primary' AND n.nodecluster = 'default'
-          LIMIT 1) AS coordinator`;
+async function readAsController(
+  session: pg.ClientBase,
+  mpp: AbstractMPP,
+  parts: Parts,
+): Promise<Pick<Observed, 'strategy' | 'connections'>> {
+  const strategy = await parts.read('what this role may do', 'mpp_controller', () =>
+    readStrategy(session, mpp),
+  );
+  const connections = await parts.read('max_connections', 'pg_read_all_settings', () =>
+    readServerConnections(session),
+  );
+  return { strategy, connections };
+}
 
-async function readSchema(session: pg.ClientBase, schema: string): Promise<SchemaSeen> {
+async function readStrategy(session: pg.ClientBase, mpp: AbstractMPP): Promise<StrategySeen> {
   try {
-    await checkMigrated(session, schema);
-    return { code: null, reason: '' };
+    const { means, strategy } = await mpp.inspect(session);
+    return { means, name: strategy };
   } catch (error) {
     if (!(error instanceof DatabaseStateError)) throw error;
     return { code: error.code, reason: error.message };
   }
+}
+
+/** The schema, and what is in it where it is the one of this version. */
+async function readContract(
+  session: pg.ClientBase,
+  { settings, olderMs }: LookOptions,
+  parts: Parts,
+  catalog: CatalogSeen | null,
+): Promise<Pick<Observed, 'schema' | 'rights' | 'triggers' | 'work' | 'groups'>> {
+  const schema = await parts.read('the applied migrations', 'mpp_controller', () =>
+    readSchema(session, settings.schema),
+  );
+  if (schema?.code !== null) {
+    return { schema, rights: null, triggers: null, work: null, groups: null };
+  }
+  const rights = await parts.read(
+    'the rights of this role',
+    'mpp_controller',
+    async () =>
+      (
+        await createMPP(settings)
+          .inspect(session)
+          .catch(() => null)
+      )?.missingRights(session) ?? null,
+  );
+  const triggers = await parts.read('the triggers', 'mpp_controller', () => readTriggers(session));
+  const work = await parts.read('tasks and controllers', 'mpp_operator', () =>
+    readWork(session, olderMs),
+  );
+  const groups = await parts.read('members and systems', 'mpp_operator', () =>
+    readGroups(session, catalog?.nodes ?? []),
+  );
+  return { schema, rights, triggers, work, groups };
+}
+
+interface HostsContext {
+  readonly options: LookOptions;
+  readonly mpp: AbstractMPP;
+  readonly catalog: CatalogSeen;
+  readonly failures: Failure[];
+  readonly seen: Observed;
+}
+
+async function readHosts(
+  session: pg.Client,
+  { options, mpp, catalog, failures, seen }: HostsContext,
+): Promise<HostSeen[]> {
+  const { settings, olderMs, isHostnameNamed } = options;
+  const { localHostname, databases = [], node: credentials } = settings;
+  const wanted = { localHostname, isHostnameNamed, databases };
+  const questions = { mpp, credentials, wanted, olderMs, catalog, failures };
+  const row = catalog.nodes.find(({ groupid, role }) => groupid === 0 && role === 'primary');
+  const own = row === undefined ? seen.target.node : formatAddress(row.address);
+  const coordinator = await new Parts(own, failures).read('the coordinator', 'mpp_controller', () =>
+    readCoordinator(session, own, questions),
+  );
+  const answer = coordinator?.answer;
+  const known = answer !== undefined && !('silence' in answer) ? answer : undefined;
+  const nodes = await readNodes(known, questions);
+  return coordinator === null ? nodes : [coordinator, ...nodes];
 }

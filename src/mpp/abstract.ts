@@ -185,6 +185,26 @@ export interface TrafficOptions {
 /** Asks a node what it is, on one session. */
 export type AskNode = () => Promise<NodeAnswer>;
 
+/** What a role may not do. */
+export interface MissingRight {
+  /** `wrappers`: functions that bootstrap installs. */
+  readonly kind: 'tables' | 'functions' | 'signal' | 'deadlock_timeout' | 'wrappers';
+  /** With what gives it the right. */
+  readonly sentence: string;
+  /** The statements that give it the right; none where only bootstrap, or a change of owners, does. */
+  readonly grants: readonly string[];
+}
+
+/** The locks that a hold takes on one node. */
+export interface LockNeed {
+  readonly groupid: number;
+  readonly needed: number;
+  /** How many the node has room for. */
+  readonly room: number;
+  /** What max_locks_per_transaction must be there; null where there is room. */
+  readonly setting: number | null;
+}
+
 /** What keeps a change of the catalog waiting. */
 export interface ChangeBlocker {
   /** Names its transaction. */
@@ -282,6 +302,12 @@ export interface AbstractMPP {
   prepareAsking(session: ClientBase): Promise<AskNode>;
 
   createTraffic(options: TrafficOptions): TrafficControl;
+
+  /** What a hold cannot do on a node other than the coordinator with the rights of this session's role. */
+  missingNodeRights(session: ClientBase): Promise<readonly MissingRight[]>;
+
+  /** What a hold of each of these groups locks on the node of this session. */
+  readLockNeeds(session: ClientBase, groupids: readonly number[]): Promise<readonly LockNeed[]>;
 }
 
 /** The operations on one MPP database. All take a session with an open transaction. */
@@ -292,11 +318,8 @@ export interface AbstractMPPHandler {
   /** Version of the database's extension, for people. */
   readonly version: string;
 
-  /**
-   * What cannot be done with the rights of this session's role, in sentences, each with the statement that
-   * gives it the right.
-   */
-  missingRights(session: ClientBase): Promise<readonly string[]>;
+  /** What cannot be done with the rights of this session's role. */
+  missingRights(session: ClientBase): Promise<readonly MissingRight[]>;
 
   /**
    * Which parameters of the server make a switchover slower than it needs to be, in sentences, each with the

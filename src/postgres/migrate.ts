@@ -182,14 +182,19 @@ async function createSchema(client: pg.Client, schema: string): Promise<void> {
  * there, one with better fitting types is called instead of PostgreSQL's own, with the owner's rights.
  */
 async function refuseOpenSchema(client: pg.Client, schema: string): Promise<void> {
-  const { rows } = await client.query<{ open: boolean }>(IS_OPEN, [schema]);
-  if (rows[0]?.open !== true) return;
+  if (!(await isOpenSchema(client, schema))) return;
   const name = client.escapeIdentifier(schema);
   throw new DatabaseStateError(
     'SCHEMA_OPEN',
     `everybody may create objects in schema ${schema}, and could run them with the rights of its owner; ` +
       `run REVOKE CREATE ON SCHEMA ${name} FROM PUBLIC, or set MPP_SCHEMA to a schema of its own`,
   );
+}
+
+/** Whether every role may create objects in a schema. */
+export async function isOpenSchema(client: pg.ClientBase, schema: string): Promise<boolean> {
+  const { rows } = await client.query<{ open: boolean }>(IS_OPEN, [schema]);
+  return rows[0]?.open === true;
 }
 
 const IS_OPEN = `

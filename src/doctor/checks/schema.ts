@@ -1,4 +1,6 @@
-import type { Check } from '../finding.js';
+import pg from 'pg';
+import { onServer, type Check } from '../finding.js';
+import { TRIGGERS } from '../triggers.js';
 
 /** Each with the code that `checkMigrated` throws. */
 const STATES = [
@@ -25,7 +27,7 @@ const STATES = [
   },
 ] as const;
 
-export const SCHEMA_CHECKS: readonly Check[] = STATES.map(({ id, code, ok, expected, fix }) => ({
+const STATE_CHECKS = STATES.map(({ id, code, ok, expected, fix }): Check => ({
   id,
   ok,
   problems: ({ schema, target }) => {
@@ -43,3 +45,71 @@ export const SCHEMA_CHECKS: readonly Check[] = STATES.map(({ id, code, ok, expec
     ];
   },
 }));
+
+/** ENABLE ALWAYS fires as well; a trigger for replicas alone does not fire in sessions of clients. */
+const FIRES = new Set(['O', 'A']);
+
+export const SCHEMA_CHECKS: readonly Check[] = [
+  ...STATE_CHECKS,
+  {
+    id: 'schema-open',
+    ok: 'Not every role may create objects in the schema.',
+    problems: ({ schema, target }) =>
+      schema === null
+        ? null
+        : schema.isOpen
+          ? [
+              {
+                level: 'error',
+                sentence:
+                  'Every role may create objects in the schema, and could run them with the rights of its owner.',
+                expected: `no right to create in schema ${target.schema} for PUBLIC`,
+                actual: 'PUBLIC has it',
+                fix: onServer(
+                  target.node,
+                  `REVOKE CREATE ON SCHEMA ${pg.escapeIdentifier(target.schema)} FROM PUBLIC`,
+                ),
+                node: target.node,
+              },
+            ]
+          : [],
+  },
+  {
+    id: 'trigger-missing',
+    ok: 'No trigger of the control table is missing.',
+    problems: ({ triggers, target }) =>
+      triggers
+        ?.filter(({ enabled }) => enabled === null)
+        .map(({ table, name }) => ({
+          level: 'error',
+          sentence: `The trigger ${name} on ${table} is missing: reports are not checked or logged as they must be.`,
+          expected: 'a trigger that fires',
+          actual: 'no such trigger',
+          fix: onServer(target.node, definitionOf(table, name, target.schema)),
+          node: target.node,
+        })) ?? null,
+  },
+  {
+    id: 'trigger-disabled',
+    ok: 'No trigger of the control table is disabled.',
+    problems: ({ triggers, target }) =>
+      triggers
+        ?.filter(({ enabled }) => enabled !== null && !FIRES.has(enabled))
+        .map(({ table, name, enabled }) => ({
+          level: 'error',
+          sentence: `The trigger ${name} on ${table} is disabled: reports are not checked or logged as they must be.`,
+          expected: 'a trigger that fires',
+          actual: enabled === 'R' ? 'it fires on replicas alone' : 'disabled',
+          fix: onServer(
+            target.node,
+            `ALTER TABLE ${pg.escapeIdentifier(target.schema)}.${table} ENABLE TRIGGER ${name}`,
+          ),
+          node: target.node,
+        })) ?? null,
+  },
+];
+
+function definitionOf(table: string, name: string, schema: string): string {
+  const wanted = TRIGGERS.find((one) => one.table === table && one.name === name);
+  return wanted?.definition.replaceAll('@mpp.', `${pg.escapeIdentifier(schema)}.`) ?? '';
+}

@@ -32,7 +32,8 @@ import {
 } from './gucs.js';
 import { STRATEGIES, type StrategyName } from './pause/strategies.js';
 import { CitusTraffic } from './pause/traffic.js';
-import { missingRights } from './rights.js';
+import { readLockNeeds } from './pause/targets.js';
+import { missingNodeRights, missingRights } from './rights.js';
 import { planTransition } from './transition.js';
 
 /** What the server offers to this role. */
@@ -74,6 +75,8 @@ export function createCitus(options: CitusOptions): AbstractMPP {
     },
     prepareAsking,
     createTraffic: (traffic) => new CitusTraffic(traffic),
+    missingNodeRights,
+    readLockNeeds,
   };
 }
 

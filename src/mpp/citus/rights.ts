@@ -1,4 +1,5 @@
 import pg, { type ClientBase } from 'pg';
+import type { MissingRight } from '../abstract.js';
 
 interface Wrapper {
   readonly name: string;
@@ -214,63 +215,80 @@ interface Lacks {
 /** More tables than these are counted. */
 const NAMED_TABLES = 3;
 
-/**
- * Says what a hold, or a change of pg_dist_node, cannot do with the rights of this role, and the statement
- * that gives it the right.
- *
- * @returns sentences; none when nothing is missing.
- */
-export async function missingRights(session: ClientBase): Promise<string[]> {
-  const { rows } = await session.query<Lacks>(READ_LACKS, [
-    WRAPPER_SIGNATURES.map(({ name }) => name),
-    WRAPPER_SIGNATURES.map(({ types }) => types),
-  ]);
-  return rows[0] === undefined ? [] : describeLacks(rows[0]);
+/** The functions of Citus that a controller calls on the coordinator, and on other nodes. */
+const CALLED = ['citus_update_node', 'citus_pause_node_within_txn', 'lock_shard_metadata'];
+const CALLED_ON_NODES = ['lock_shard_metadata'];
+
+/** Says what a hold, or a change of pg_dist_node, cannot do with the rights of this role. */
+export async function missingRights(session: ClientBase): Promise<MissingRight[]> {
+  const names = WRAPPER_SIGNATURES.map(({ name }) => name);
+  const types = WRAPPER_SIGNATURES.map(({ types }) => types);
+  const { rows } = await session.query<Lacks>(readLacks(MISSING_WRAPPERS), [CALLED, names, types]);
+  return rows.flatMap(describeLacks);
+}
+
+/** The same on another node, where only locks are taken and sessions are ended. */
+export async function missingNodeRights(session: ClientBase): Promise<MissingRight[]> {
+  const { rows } = await session.query<Lacks>(readLacks("'{}'::text[]"), [CALLED_ON_NODES]);
+  return rows.flatMap(describeLacks);
 }
 
 /** Pure. */
-function describeLacks(lacks: Lacks): string[] {
-  const { role, tables, owners, superowners, wrappers, functions } = lacks;
-  const sentences: string[] = [];
-  if (tables.length > 0) {
-    const more = tables.length - NAMED_TABLES;
-    const named = tables.slice(0, NAMED_TABLES).join(', ') + (more > 0 ? ` and ${more} more` : '');
-    const grants = owners.length > 0 ? [`run GRANT ${owners.join(', ')} TO ${role}`] : [];
-    const moves =
-      superowners.length > 0
-        ? [`give the tables of ${superowners.join(', ')} to a role that is no superuser`]
-        : [];
-    sentences.push(
-      `role ${role} may not lock ${named}: with pause all, reads of a held group that has them do not wait; ` +
-        [...grants, ...moves].join(', and '),
-    );
-  }
+function describeLacks(lacks: Lacks): MissingRight[] {
+  const { role, tables, wrappers, functions } = lacks;
+  const found: MissingRight[] = [];
+  const add = (kind: MissingRight['kind'], what: string, how: string, grants: string[] = []) =>
+    void found.push({ kind, sentence: `role ${role} ${what}: ${how}`, grants });
+  if (tables.length > 0) found.push(tablesOf(lacks));
   if (functions.length > 0) {
-    sentences.push(
-      `role ${role} may not call ${functions.join(', ')}: run mpp-controller bootstrap as a superuser, which grants it`,
-    );
+    const how = 'run mpp-controller bootstrap as a superuser, which grants it';
+    add('functions', `may not call ${functions.join(', ')}`, how);
   }
   if (lacks.mayNotSignal) {
-    sentences.push(
-      `role ${role} may not end sessions that block a hold past their cooldown: run GRANT pg_signal_backend TO ${role}`,
-    );
+    const grant = `GRANT pg_signal_backend TO ${role}`;
+    const what = 'may not end sessions that block a hold past their cooldown';
+    add('signal', what, `run ${grant}`, [grant]);
   }
   if (lacks.mayNotSetDeadlockTimeout) {
-    sentences.push(
-      `role ${role} may not set deadlock_timeout, so that a hold can lose a deadlock: ` +
-        `run GRANT SET ON PARAMETER deadlock_timeout TO ${role}`,
-    );
+    const grant = `GRANT SET ON PARAMETER deadlock_timeout TO ${role}`;
+    const what = 'may not set deadlock_timeout, so that a hold can lose a deadlock';
+    add('deadlock_timeout', what, `run ${grant}`, [grant]);
   }
   if (wrappers.length > 0) {
-    sentences.push(
-      `role ${role} cannot add or remove nodes, nor register the coordinator: run mpp-controller bootstrap ` +
-        `as a superuser, which installs ${wrappers.join(', ')}`,
-    );
+    const what = 'cannot add or remove nodes, nor register the coordinator';
+    const how = `run mpp-controller bootstrap as a superuser, which installs ${wrappers.join(', ')}`;
+    add('wrappers', what, how);
   }
-  return sentences;
+  return found;
 }
 
-const READ_LACKS = `
+function tablesOf({ role, tables, owners, superowners }: Lacks): MissingRight {
+  const more = tables.length - NAMED_TABLES;
+  const named = tables.slice(0, NAMED_TABLES).join(', ') + (more > 0 ? ` and ${more} more` : '');
+  const grants = owners.length > 0 ? [`GRANT ${owners.join(', ')} TO ${role}`] : [];
+  const how = grants.map((grant) => `run ${grant}`);
+  if (superowners.length > 0) {
+    how.push(`give the tables of ${superowners.join(', ')} to a role that is no superuser`);
+  }
+  return {
+    kind: 'tables',
+    sentence:
+      `role ${role} may not lock ${named}: with pause all, reads of a held group that has them do not wait; ` +
+      how.join(', and '),
+    grants,
+  };
+}
+
+const MISSING_WRAPPERS = `
+  ARRAY(
+    SELECT w.name
+    FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS w (name, types, place)
+    WHERE NOT me.rolsuper AND NOT @mpp.mpp_is_installed(w.name::name, w.types)
+    ORDER BY w.place)`;
+
+/** @param wrappers an expression for the functions of bootstrap that are missing; a constant, never input */
+function readLacks(wrappers: string): string {
+  return `
   WITH me AS (
     SELECT r.oid, r.rolname, r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user
   ), foreign_table AS (
@@ -287,16 +305,13 @@ const READ_LACKS = `
          ARRAY(SELECT DISTINCT quote_ident(f.rolname) FROM foreign_table AS f WHERE f.rolsuper ORDER BY 1) AS superowners,
          NOT me.rolsuper AND NOT pg_has_role('pg_signal_backend', 'USAGE') AS "mayNotSignal",
          NOT has_parameter_privilege('deadlock_timeout', 'SET') AS "mayNotSetDeadlockTimeout",
-         ARRAY(
-           SELECT w.name
-           FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS w (name, types, place)
-           WHERE NOT me.rolsuper AND NOT @mpp.mpp_is_installed(w.name::name, w.types)
-           ORDER BY w.place) AS wrappers,
+         ${wrappers} AS wrappers,
          ARRAY(
            SELECT DISTINCT p.proname::text
            FROM pg_proc AS p
            WHERE p.pronamespace = 'pg_catalog'::regnamespace
-             AND p.proname IN ('citus_update_node', 'citus_pause_node_within_txn', 'lock_shard_metadata')
+             AND p.proname = ANY ($1::text[])
              AND NOT has_function_privilege(p.oid, 'EXECUTE')
            ORDER BY 1) AS functions
   FROM me`;
+}

@@ -28,6 +28,8 @@ export class RestServer {
   #requests = 0;
   /** The body of `GET /cluster`; undefined for status 503, null for no answer at all. */
   answer: unknown;
+  /** The body of `GET /config`. */
+  config: unknown = {};
 
   private constructor(options: RestServerOptions) {
     const { tls, auth } = options;
@@ -36,6 +38,8 @@ export class RestServer {
       const wanted = auth && `Basic ${Buffer.from(auth).toString('base64')}`;
       if (wanted !== undefined && request.headers.authorization !== wanted) {
         response.writeHead(401).end();
+      } else if (request.url === '/config') {
+        response.setHeader('content-type', 'application/json').end(JSON.stringify(this.config));
       } else if (request.url !== '/cluster') {
         response.writeHead(404).end();
       } else if (this.answer === undefined) {

@@ -1,7 +1,8 @@
 import type { Pool, QueryConfig } from 'pg';
 import { bundlesOf, otherLock, tableLocks, type Lock } from '../../../locks/lock.js';
 import { DatabaseStateError } from '../../../errors.js';
-import { queryAgain } from '../../../postgres/queries.js';
+import { queryAgain, type Queryable } from '../../../postgres/queries.js';
+import type { LockNeed } from '../../abstract.js';
 import { sqlState } from '../../../postgres/sqlstate.js';
 
 /** What of a group can be locked on one node, by that node's own metadata. */
@@ -130,15 +131,30 @@ export function notLockable(
       `this role may not lock ${targets.foreign} on ${node}: grant it the role that owns the table`,
     );
   }
-  const needed = targets.shards.length + targets.tables.length;
-  const free = targets.lockSpace - targets.locksTaken;
-  if (needed <= free) return undefined;
-  const setting = Math.ceil((1.2 * (needed + targets.locksTaken)) / targets.locksPerSetting);
+  const { needed, room, setting } = lockNeed(targets, groupid);
+  if (setting === null) return undefined;
   return new DatabaseStateError(
     'LOCK_SPACE',
-    `group ${groupid} takes ${needed} locks on ${node}, which has room for ${free}: ` +
+    `group ${groupid} takes ${needed} locks on ${node}, which has room for ${room}: ` +
       `set max_locks_per_transaction there to ${setting} or more`,
   );
+}
+
+/** Pure. */
+function lockNeed(targets: Targets, groupid: number): LockNeed {
+  const needed = targets.shards.length + targets.tables.length;
+  const room = targets.lockSpace - targets.locksTaken;
+  const most = (1.2 * (needed + targets.locksTaken)) / targets.locksPerSetting;
+  return { groupid, needed, room, setting: needed <= room ? null : Math.ceil(most) };
+}
+
+/** See AbstractMPP.readLockNeeds. */
+export async function readLockNeeds(
+  session: Queryable,
+  groupids: readonly number[],
+): Promise<LockNeed[]> {
+  const { rows } = await session.query<Targets & { groupid: number }>(targetsQuery(groupids));
+  return rows.map((row) => lockNeed(row, row.groupid));
 }
 
 /** Makes writes to these shards wait: 7 is ExclusiveLock, the most that Citus's function takes. */
