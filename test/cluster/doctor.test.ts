@@ -1,7 +1,8 @@
 import { afterAll, beforeAll, describe, expect, inject, it } from 'vitest';
+import type { Finding } from '../../src/doctor/finding.js';
 import { runCli } from '../kit/cli.js';
 import type { ControllerProcess } from '../kit/controller-process.js';
-import { Clinic, wrong } from '../kit/doctor/clinic.js';
+import { Clinic, wrong, type Outcome } from '../kit/doctor/clinic.js';
 import { FAULTS } from '../kit/doctor/faults.js';
 import { waitFor } from '../kit/servers/index.js';
 
@@ -57,6 +58,14 @@ describe('doctor', () => {
   });
 });
 
+function problems({ findings }: Outcome): Finding[] {
+  return findings.filter(({ level }) => level !== 'ok');
+}
+
+function placeOf({ id, node }: Finding): string {
+  return `${id} ${node ?? ''}`;
+}
+
 describe('a fault is found by its check alone, and its fix ends it', () => {
   it.each(FAULTS)('$id ($what)', async (fault) => {
     if (fault.controller === false) await controller.end();
@@ -67,10 +76,8 @@ describe('a fault is found by its check alone, and its fix ends it', () => {
     const call = { ...options, env, args: fault.args ?? [] };
     try {
       const outcome = await clinic.doctor(call);
-      const known = new Set(before.findings.map(({ id, node }) => `${id} ${node ?? ''}`));
-      const found = outcome.findings.filter(
-        ({ id, node, level }) => level !== 'ok' && !known.has(`${id} ${node ?? ''}`),
-      );
+      const known = new Set(problems(before).map(placeOf));
+      const found = problems(outcome).filter((one) => !known.has(placeOf(one)));
       expect([...new Set(found.map(({ id }) => id))].sort()).toEqual(
         [fault.id, ...(fault.also ?? [])].sort(),
       );
@@ -82,9 +89,7 @@ describe('a fault is found by its check alone, and its fix ends it', () => {
       await clinic.paste(lines, env);
       await waitFor(`the finding ${fault.id} to go away`, async () => {
         const now = await clinic.doctor(call);
-        return !now.findings.some(
-          ({ id, node, level }) => id === fault.id && node === finding?.node && level !== 'ok',
-        );
+        return !problems(now).some(({ id, node }) => id === fault.id && node === finding?.node);
       });
     } finally {
       await unplant();

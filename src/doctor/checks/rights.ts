@@ -1,7 +1,7 @@
 import pg from 'pg';
 import type { MissingRight } from '../../mpp/abstract.js';
 import { onServer, type Check, type Problem } from '../finding.js';
-import type { HostSeen, Observed } from '../observed.js';
+import type { HostSeen, Observed, ServerSeen } from '../observed.js';
 
 const KINDS = [
   ['tables', 'right-tables', 'The role may lock every distributed table.'],
@@ -48,13 +48,18 @@ function fixOf(remedy: string, node: string): string[] {
   return [`-- on ${node}: ${remedy}`];
 }
 
+/** Where there is no role mpp_controller, the schema is what is missing. */
+function mayAct({ isSuperuser, isMember }: ServerSeen): boolean {
+  return isSuperuser || isMember !== false;
+}
+
 export const ROLE_CHECKS: readonly Check[] = [
   {
     id: 'role-member',
     ok: 'The role is a superuser, or a member of mpp_controller.',
     problems: ({ server, schema, target }) => {
       if (server === null || schema === null) return null;
-      if (server.isSuperuser || server.isMember !== false) return [];
+      if (mayAct(server)) return [];
       return [
         {
           level: 'error',
@@ -70,8 +75,9 @@ export const ROLE_CHECKS: readonly Check[] = [
   {
     id: 'strategy',
     ok: 'A hold makes traffic wait by the best strategy, shard-locks.',
-    problems: ({ strategy, target, rights }) => {
-      if (strategy === null) return null;
+    problems: ({ server, strategy, target, rights }) => {
+      // Of a role that is no controller's, the check above says all.
+      if (strategy === null || server === null || !mayAct(server)) return null;
       const place = { node: target.node, expected: 'shard-locks' };
       if ('code' in strategy) {
         const fix = ['mpp-controller bootstrap'];

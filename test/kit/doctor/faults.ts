@@ -1,3 +1,4 @@
+import { waitFor } from '../servers/index.js';
 import type { Clinic, DoctorOptions } from './clinic.js';
 
 /** Something that the doctor must find. */
@@ -289,7 +290,6 @@ const NODE_FAULTS: readonly Fault[] = [
        ON CONFLICT (groupid) DO UPDATE SET system_identifier = '1'`,
     ]),
     node: primary(2),
-    also: [],
   },
 ];
 
@@ -366,8 +366,8 @@ const WORK_FAULTS: readonly Fault[] = [
     what: 'a hold that does not end at its deadline',
     plant: sql([
       'SET session_replication_role = replica',
-      `INSERT INTO mpp_tasks (event, groupid, nodename, nodeport, status, deadline, expires_at, held_at)
-       VALUES ('before_demote', 1, 'localhost', 1, 'holding', now() - interval '1 h', now(), now())`,
+      `INSERT INTO mpp_tasks (event, groupid, nodename, nodeport, timeout, cooldown, status, deadline, held_at)
+       VALUES ('before_demote', 1, 'localhost', 1, '1 min', '1 s', 'holding', now() - interval '1 h', now())`,
     ]),
     controller: false,
   },
@@ -378,7 +378,6 @@ const WORK_FAULTS: readonly Fault[] = [
       const second = clinic.h.spawnController({ MPP_TOPOLOGY: 'table' });
       const { pid } = second;
       const { db } = clinic.h;
-      const { waitFor } = await import('../servers/index.js');
       await waitFor('a second controller', async () => {
         const { rowCount } = await db.query(
           "UPDATE mpp_controllers SET version = '0.0.1' WHERE pid = $1",
