@@ -58,6 +58,18 @@ describe('doctor', () => {
   });
 });
 
+describe('doctor without a controller', () => {
+  it('says so until one runs', async () => {
+    await controller.end();
+    const outcome = await clinic.doctor();
+    expect(wrong(outcome)).toEqual(['controller-none']);
+    expect(outcome.exitCode).toBe(2);
+    expect(outcome.findings[0]?.fix).toEqual(['mpp-controller run']);
+    controller = await clinic.startController();
+    expect(wrong(await clinic.doctor())).toEqual([]);
+  });
+});
+
 function problems({ findings }: Outcome): Finding[] {
   return findings.filter(({ level }) => level !== 'ok');
 }

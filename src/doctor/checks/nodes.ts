@@ -32,7 +32,7 @@ export const CATALOG_CHECKS: readonly Check[] = [
     })),
   ),
   forCatalog('node-inactive', 'Every node is active.', ({ nodes }, observed) =>
-    nodes.filter(isOurs).flatMap(({ isActive, role, address }) =>
+    nodes.filter(isInOwnCluster).flatMap(({ isActive, role, address }) =>
       isActive || role !== 'primary'
         ? []
         : [
@@ -51,7 +51,7 @@ export const CATALOG_CHECKS: readonly Check[] = [
     ),
   ),
   forCatalog('node-unsynced', 'Every node has the metadata.', ({ nodes }, observed) =>
-    nodes.filter(isOurs).flatMap(({ hasMetadata, isSynced, role, groupid, address }) =>
+    nodes.filter(isInOwnCluster).flatMap(({ hasMetadata, isSynced, role, groupid, address }) =>
       !hasMetadata || isSynced || role !== 'primary' || groupid === 0
         ? []
         : [
@@ -72,14 +72,15 @@ export const CATALOG_CHECKS: readonly Check[] = [
 ];
 
 function groupsWithoutPrimary({ nodes, groupsWithShards }: CatalogSeen): number[] {
-  const ours = nodes.filter(isOurs);
-  const groups = new Set([...groupsWithShards, ...ours.map(({ groupid }) => groupid)]);
-  const led = new Set(ours.filter(({ role }) => role === 'primary').map(({ groupid }) => groupid));
+  const rows = nodes.filter(isInOwnCluster);
+  const groups = new Set([...groupsWithShards, ...rows.map(({ groupid }) => groupid)]);
+  const led = new Set(rows.filter(({ role }) => role === 'primary').map(({ groupid }) => groupid));
   // That of group 0 has a check of its own.
   return [...groups].filter((groupid) => groupid !== 0 && !led.has(groupid));
 }
 
-function isOurs({ isInCluster }: NodeSeen): boolean {
+/** Rows of other node clusters are never touched. */
+function isInOwnCluster({ isInCluster }: NodeSeen): boolean {
   return isInCluster;
 }
 
