@@ -13,6 +13,7 @@ import { runCommand } from './run.js';
 import { settingsHelp, type Io } from './flags.js';
 import { statusCommand } from './status.js';
 import { restartCommand, switchoverCommand } from './switchover.js';
+import { systemdCommand } from './systemd.js';
 import { cancelCommand, explainCommand, releaseCommand, waitCommand } from './tasks.js';
 import { uninstallCommand } from './uninstall.js';
 
@@ -54,6 +55,7 @@ const COMMANDS: readonly ((io: Io) => Command)[] = [
   releaseCommand,
   maintenanceCommand,
   uninstallCommand,
+  systemdCommand,
 ];
 
 /** @param ofHook commander's own complaints are not printed: a hook has one line, which says the same. */

@@ -2,13 +2,15 @@ import { writeSync } from 'node:fs';
 import { constants } from 'node:os';
 import { Command } from 'commander';
 import type { DestinationStream } from 'pino';
-import { unknownVariables } from '../config/settings.js';
+import { type Settings, unknownVariables } from '../config/settings.js';
 import { createController, type Controller } from '../controller/controller.js';
 import { HttpService } from '../http/service.js';
 import { createLogger, type Logger } from '../logger.js';
+import { joinObservers, type Observer } from '../tasks/observer.js';
 import { CommandError, EXIT } from './exit.js';
 import { isClosed } from './output.js';
 import { addSettings, type Io, readSettings } from './flags.js';
+import { ServiceManager } from './service-manager.js';
 
 const USES = [
   'schema',
@@ -57,19 +59,7 @@ export function runCommand(io: Io): Command {
     for (const name of unknownVariables(io.env)) {
       logger.warn({ variable: name }, 'unknown setting: is its name misspelt? see --help');
     }
-    const http = settings.http && new HttpService({ settings, address: settings.http, logger });
-    const controller = createController({
-      settings,
-      logger,
-      ...(http && { observe: http.observe }),
-    });
-    // Before the controller: a port that is in use is said at the start, not while it leads.
-    await http?.start();
-    try {
-      await runUntilSignal(controller, closed.signal, logger);
-    } finally {
-      await http?.stop();
-    }
+    await serve(io, settings, logger, closed.signal);
     if (closed.signal.aborted) {
       throw new CommandError(EXIT.failure, 'stopped: the reader of the log has gone');
     }
@@ -77,13 +67,39 @@ export function runCommand(io: Io): Command {
 }
 
 /** @param closed stops it, as a signal to the process does */
+async function serve(
+  io: Io,
+  settings: Settings,
+  logger: Logger,
+  closed: AbortSignal,
+): Promise<void> {
+  const service = new ServiceManager({ env: io.env, logger, pollMs: settings.pollMs });
+  const http = settings.http && new HttpService({ settings, address: settings.http, logger });
+  const observe = (database: string | undefined): Observer =>
+    joinObservers([service.observe(database), ...(http ? [http.observe(database)] : [])]);
+  const controller = createController({ settings, logger, observe });
+  // Before the controller: a port that is in use is said at the start, not while it leads.
+  await http?.start();
+  service.start();
+  try {
+    await runUntilSignal(controller, closed, logger, () => service.stopping());
+  } finally {
+    await Promise.all([http?.stop(), service.stop()]);
+  }
+}
+
+/** @param onStop called when it begins to stop */
 async function runUntilSignal(
   controller: Controller,
   closed: AbortSignal,
   logger: Logger,
+  onStop: () => void,
 ): Promise<void> {
-  // What goes wrong in it rejects `finished`.
-  const stop = (): void => void controller.stop().catch(() => undefined);
+  const stop = (): void => {
+    onStop();
+    // What goes wrong in it rejects `finished`.
+    controller.stop().catch(() => undefined);
+  };
   if (closed.aborted) stop();
   else closed.addEventListener('abort', stop);
   let asked = false;

@@ -155,6 +155,7 @@ class ControllerProcess implements Controller {
       } catch (error) {
         if (this.#isFatal(error)) throw error;
         if (error instanceof DatabaseStateError) this.#settled = true;
+        this.#observer.stateIs('connecting');
         await this.#pause(this.#trouble.report(error));
       }
     }

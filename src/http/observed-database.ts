@@ -1,4 +1,5 @@
 import type { Settings } from '../config/settings.js';
+import { ControllerHealth } from '../controller/health.js';
 import type { Status } from '../controller/status.js';
 import type { Logger } from '../logger.js';
 import { createMPP } from '../mpp/index.js';
@@ -24,18 +25,13 @@ interface DatabaseOptions {
   readonly logger: Logger;
 }
 
-/** How long the loop of a controller may stand, beyond MPP_POLL: its statements are bounded to a part of that. */
-const STUCK_MS = 60_000;
-const SHOWS_STATE: ReadonlySet<ControllerState> = new Set(['active', 'standby']);
-
 /** What this process knows of its controller in one database: its metrics, its health, and a reader of the rest. */
 export class ObservedDatabase {
   readonly database: string | undefined;
   readonly #options: DatabaseOptions;
   readonly #metrics: DatabaseMetrics;
   readonly #groups = new Set<number>();
-  #state: ControllerState = 'connecting';
-  #turnedAt = performance.now();
+  readonly #health: ControllerHealth;
   #server: ObservedServer | undefined;
   #reader: ServerReader | undefined;
   /** The reading that was counted last. */
@@ -44,27 +40,25 @@ export class ObservedDatabase {
   constructor(options: DatabaseOptions) {
     this.#options = options;
     this.database = options.database;
+    this.#health = new ControllerHealth(options.settings.pollMs);
     this.#metrics = options.metrics.of(options.database);
     this.#showState();
   }
 
   get state(): ControllerState {
-    return this.#state;
+    return this.#health.state;
   }
 
   get isActive(): boolean {
-    return this.#state === 'active' || this.#state === 'reconnecting';
+    return this.#health.isActive;
   }
 
-  /** Whether it has a session with the database. */
   get isReady(): boolean {
-    return SHOWS_STATE.has(this.#state);
+    return this.#health.isReady;
   }
 
-  /** True while its loop has not gone round for far longer than it may take. */
   get isStuck(): boolean {
-    if (!SHOWS_STATE.has(this.#state)) return false;
-    return performance.now() - this.#turnedAt > this.#options.settings.pollMs + STUCK_MS;
+    return this.#health.isStuck;
   }
 
   /** @returns undefined where there is nothing to show: this controller does not lead, or the database is silent. */
@@ -92,7 +86,7 @@ export class ObservedDatabase {
 
   /** @throws when there is no session, or the database does not answer in time. */
   async status(): Promise<Status> {
-    if (this.#reader === undefined) throw new Error(`this controller is ${this.#state}`);
+    if (this.#reader === undefined) throw new Error(`this controller is ${this.state}`);
     return this.#reader.status();
   }
 
@@ -106,7 +100,7 @@ export class ObservedDatabase {
       connected: (server) => this.#connected(server),
       stateIs: (state) => this.#enter(state),
       leadershipChanged: (change) => this.#leadershipChanged(change),
-      turned: () => (this.#turnedAt = performance.now()),
+      turned: () => this.#health.turned(),
       heartbeatWritten: () =>
         metrics.set('mpp_controller_last_heartbeat_timestamp_seconds', {}, Date.now() / 1_000),
       taskRetried: (event) => metrics.add('mpp_task_retries_total', { event }),
@@ -142,8 +136,7 @@ export class ObservedDatabase {
   }
 
   #enter(state: ControllerState): void {
-    this.#state = state;
-    this.#turnedAt = performance.now();
+    this.#health.enter(state);
     if (state === 'connecting') void this.#dropReader();
     this.#showState();
   }
@@ -161,7 +154,7 @@ export class ObservedDatabase {
 
   #showState(): void {
     for (const state of CONTROLLER_STATES) {
-      this.#metrics.set('mpp_controller_state', { state }, state === this.#state ? 1 : 0);
+      this.#metrics.set('mpp_controller_state', { state }, state === this.state ? 1 : 0);
     }
     this.#metrics.set('mpp_controller_active', {}, this.isActive ? 1 : 0);
   }

@@ -146,3 +146,23 @@ export const NO_OBSERVER: Observer = {
   probed: ignore,
   verificationFailed: ignore,
 };
+
+/** Passes on to each of them, in their order. */
+export function joinObservers(observers: readonly Observer[]): Observer {
+  return {
+    connected: (server) => observers.forEach((one) => one.connected(server)),
+    stateIs: (state) => observers.forEach((one) => one.stateIs(state)),
+    leadershipChanged: (change) => observers.forEach((one) => one.leadershipChanged(change)),
+    turned: () => observers.forEach((one) => one.turned()),
+    heartbeatWritten: () => observers.forEach((one) => one.heartbeatWritten()),
+    taskRetried: (event) => observers.forEach((one) => one.taskRetried(event)),
+    holdOpened: (hold) => observers.forEach((one) => one.holdOpened(hold)),
+    pauseDegraded: (shortfall) => observers.forEach((one) => one.pauseDegraded(shortfall)),
+    holdEnded: (hold) => observers.forEach((one) => one.holdEnded(hold)),
+    switchedOver: (switchover) => observers.forEach((one) => one.switchedOver(switchover)),
+    sessionTerminated: (kind) => observers.forEach((one) => one.sessionTerminated(kind)),
+    listenerReconnected: () => observers.forEach((one) => one.listenerReconnected()),
+    probed: (result, ms) => observers.forEach((one) => one.probed(result, ms)),
+    verificationFailed: (cause) => observers.forEach((one) => one.verificationFailed(cause)),
+  };
+}
