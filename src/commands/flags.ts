@@ -46,12 +46,20 @@ export function addSettings(command: Command, names: readonly SettingName[]): Co
  * @throws ConfigError
  */
 export function readSettings(io: Io, command: Command, names: readonly SettingName[]): Settings {
+  return loadSettings(io.env, flagsOf(command, names));
+}
+
+/** What was given for the flags of these settings, by the attribute names of commander. */
+export function flagsOf(
+  command: Command,
+  names: readonly SettingName[],
+): Record<string, string | undefined> {
   const flags = new Set(names.map((name) => flagOf(SETTINGS[name])));
   const options = command.opts<Record<string, string | undefined>>();
   const given = command.options
     .filter((option) => flags.has(option.long ?? ''))
     .map((option) => [option.attributeName(), options[option.attributeName()]] as const);
-  return loadSettings(io.env, Object.fromEntries(given));
+  return Object.fromEntries(given);
 }
 
 /** All settings, for the help of the program. */

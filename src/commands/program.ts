@@ -1,6 +1,8 @@
 import { Command } from 'commander';
 import { packageVersion } from '../package-root.js';
 import { bootstrapCommand } from './bootstrap.js';
+import { completionCommand } from './completion.js';
+import { configCommand } from './config.js';
 import { doctorCommand } from './doctor.js';
 import { EXIT, endingOf, endingOfHook, isHook } from './exit.js';
 import { gucsCommand } from './gucs.js';
@@ -9,6 +11,7 @@ import { hookCommand } from './hook.js';
 import { maintenanceCommand } from './maintenance.js';
 import { migrateCommand } from './migrate.js';
 import { notifyCommand } from './notify.js';
+import { reportCommand } from './report.js';
 import { runCommand } from './run.js';
 import { settingsHelp, type Io } from './flags.js';
 import { statusCommand } from './status.js';
@@ -43,6 +46,7 @@ const COMMANDS: readonly ((io: Io) => Command)[] = [
   bootstrapCommand,
   gucsCommand,
   notifyCommand,
+  reportCommand,
   hookCommand,
   switchoverCommand,
   restartCommand,
@@ -55,7 +59,9 @@ const COMMANDS: readonly ((io: Io) => Command)[] = [
   releaseCommand,
   maintenanceCommand,
   uninstallCommand,
+  configCommand,
   systemdCommand,
+  completionCommand,
 ];
 
 /** @param ofHook commander's own complaints are not printed: a hook has one line, which says the same. */

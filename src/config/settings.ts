@@ -315,14 +315,41 @@ function readSetting(
   env: NodeJS.ProcessEnv,
   flags: Readonly<Record<string, string | undefined>>,
 ): unknown {
-  const flag = flagOf(setting);
-  const attribute = flag.slice(2).replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
-  const fromFlag = flags[attribute];
-  const [origin, text] =
-    fromFlag === undefined ? [setting.env, env[setting.env] || setting.default] : [flag, fromFlag];
+  const { origin, text } = givenSetting(setting, env, flags);
   const result = setting.schema.safeParse(text);
   if (result.success) return result.data;
-  throw new ConfigError(`${origin} cannot be ${JSON.stringify(text)}; give ${setting.accepts}`);
+  const named = origin === 'flag' ? flagOf(setting) : setting.env;
+  throw new ConfigError(`${named} cannot be ${JSON.stringify(text)}; give ${setting.accepts}`);
+}
+
+/** A setting as it was written, and where. */
+export interface GivenSetting {
+  readonly origin: 'flag' | 'environment' | 'default';
+  readonly text: string;
+}
+
+/** @param flags as for loadSettings */
+export function givenSetting(
+  setting: Setting<unknown>,
+  env: NodeJS.ProcessEnv,
+  flags: Readonly<Record<string, string | undefined>>,
+): GivenSetting {
+  const attribute = flagOf(setting)
+    .slice(2)
+    .replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
+  const fromFlag = flags[attribute];
+  if (fromFlag !== undefined) return { origin: 'flag', text: fromFlag };
+  const fromEnvironment = env[setting.env];
+  if (fromEnvironment) return { origin: 'environment', text: fromEnvironment };
+  return { origin: 'default', text: setting.default };
+}
+
+/** What is wrong with a setting as it was written; undefined where nothing is. */
+export function settingProblem(
+  setting: Setting<unknown>,
+  { text }: GivenSetting,
+): string | undefined {
+  return setting.schema.safeParse(text).success ? undefined : `give ${setting.accepts}`;
 }
 
 /** Names of databases, as MPP_DATABASES gives them: `a,b`. */
