@@ -9,6 +9,10 @@ const SLACK_MS = 300;
 const TIMER_MS = 1;
 /** What one answer takes: turns of the client, servers and controllers, each as late as a timer is on average. */
 const TURNS = 30;
+/** A look takes less on an idle machine, slow as it may be. */
+const LOOK_MS = 10;
+/** And so many statements one after the other, each as late as a look is. */
+const STATEMENTS = 10;
 
 interface Look {
   readonly groupid: number;
@@ -31,6 +35,7 @@ export class Watcher {
   #mostLagMs = 0;
   #sumLagMs = 0;
   #timers = 0;
+  readonly #lookMs: number[] = [];
   #over = false;
   #running: Promise<void> | undefined;
 
@@ -47,11 +52,15 @@ export class Watcher {
   }
 
   /**
-   * By how much the machine may have delayed an answer: by what its own timers were late at most, and for each
-   * turn of a process by what they were late on average.
+   * By how much the machine may have delayed an answer: by what its own timers were late at most, for each turn of a
+   * process by what they were late on average, and for each statement by what a look takes too long as a rule. What a
+   * lock delays are a few looks, and not their median.
    */
   get lagMs(): number {
-    return this.#mostLagMs + (TURNS * this.#sumLagMs) / Math.max(this.#timers, 1);
+    const turns = (TURNS * this.#sumLagMs) / Math.max(this.#timers, 1);
+    const sorted = [...this.#lookMs].sort((a, b) => a - b);
+    const median = sorted[Math.floor(sorted.length / 2)] ?? 0;
+    return this.#mostLagMs + turns + STATEMENTS * Math.max(0, median - LOOK_MS);
   }
 
   /** @param rows where each group is now, before any report. */
@@ -81,12 +90,14 @@ export class Watcher {
   async #look(): Promise<void> {
     try {
       this.#session ??= await this.#open();
+      const from = performance.now();
       const { rows } = await this.#session.query<Look>({
         name: 'look',
         text: LOOK,
         values: [Math.ceil(SLACK_MS + this.lagMs)],
       });
       this.#looks += 1;
+      this.#lookMs.push(performance.now() - from);
       for (const row of rows) this.#judge(row);
     } catch {
       const session = this.#session;
