@@ -14,7 +14,7 @@ import {
   type Level,
   LEVELS,
   readFailures,
-} from './status-check.js';
+} from '../controller/trouble.js';
 import { statusText } from './status-text.js';
 import { watchStatus } from './status-watch.js';
 

@@ -1,5 +1,6 @@
 import type { Settings } from '../config/settings.js';
 import { ControllerHealth } from '../controller/health.js';
+import type { Overview } from '../controller/overview.js';
 import type { Status } from '../controller/status.js';
 import type { Logger } from '../logger.js';
 import { createMPP } from '../mpp/index.js';
@@ -88,6 +89,12 @@ export class ObservedDatabase {
   async status(): Promise<Status> {
     if (this.#reader === undefined) throw new Error(`this controller is ${this.state}`);
     return this.#reader.status();
+  }
+
+  /** @throws when there is no session, or the database does not answer in time. */
+  async overview(): Promise<Overview> {
+    if (this.#reader === undefined) throw new Error(`this controller is ${this.state}`);
+    return this.#reader.overview();
   }
 
   async stop(): Promise<void> {

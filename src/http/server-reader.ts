@@ -1,4 +1,5 @@
-import type { Pool } from 'pg';
+import type { Pool, PoolClient } from 'pg';
+import { type Overview, readOverview } from '../controller/overview.js';
 import { type Status, readStatus } from '../controller/status.js';
 import { UnreachableError } from '../errors.js';
 import type { Logger } from '../logger.js';
@@ -54,7 +55,8 @@ export class ServerReader {
   readonly #pool: Pool;
   readonly #ended = new AbortController();
   readonly #state = new SharedReading(() => this.#bounded(this.#readState()));
-  readonly #status = new SharedReading(() => this.#bounded(this.#readStatus()));
+  readonly #status = new SharedReading(() => this.#bounded(this.#withClient(readStatus)));
+  readonly #overview = new SharedReading(() => this.#bounded(this.#withClient(readOverview)));
   #since: string | null = null;
 
   constructor(options: ReaderOptions) {
@@ -83,6 +85,11 @@ export class ServerReader {
     return this.#status.get();
   }
 
+  /** @throws when the server does not answer in time. */
+  async overview(): Promise<Overview> {
+    return this.#overview.get();
+  }
+
   /** At once: what is being read fails. */
   async stop(): Promise<void> {
     this.#ended.abort();
@@ -99,12 +106,12 @@ export class ServerReader {
     return state;
   }
 
-  async #readStatus(): Promise<Status> {
+  async #withClient<T>(read: (client: PoolClient) => Promise<T>): Promise<T> {
     const client = await this.#pool.connect();
     try {
-      const status = await readStatus(client);
+      const value = await read(client);
       client.release();
-      return status;
+      return value;
     } catch (error) {
       client.release(true);
       throw error;

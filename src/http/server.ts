@@ -39,6 +39,11 @@ const CONNECTIONS = 64;
 /** How long an answer that is under way delays a stop. */
 const STOP_MS = 500;
 
+/** No file of another host, nothing inline, no frame around it. */
+const POLICY =
+  "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; " +
+  "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 const TEXT = 'text/plain; charset=utf-8';
 
 export function text(status: number, body: string): Answer {
@@ -124,6 +129,8 @@ export class HttpServer {
       'Content-Length': Buffer.byteLength(body),
       'Cache-Control': 'no-store',
       'X-Content-Type-Options': 'nosniff',
+      'Referrer-Policy': 'no-referrer',
+      'Content-Security-Policy': POLICY,
     });
     response.end(request.method === 'HEAD' ? undefined : body);
   }

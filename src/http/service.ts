@@ -4,6 +4,7 @@ import type { Address } from '../address.js';
 import type { Observer } from '../tasks/observer.js';
 import { Metrics } from './metrics.js';
 import { ObservedDatabase } from './observed-database.js';
+import { pageRoutes } from './page-routes.js';
 import { machineRoutes } from './routes.js';
 import { HttpServer } from './server.js';
 
@@ -25,7 +26,7 @@ export class HttpService {
       const database = settings.databases && own.connection.database;
       return new ObservedDatabase({ settings: own, database, metrics, logger });
     });
-    const routes = machineRoutes(metrics, this.#databases);
+    const routes = [...pageRoutes(this.#databases), ...machineRoutes(metrics, this.#databases)];
     this.#server = new HttpServer({ address, routes, logger });
   }
 

@@ -1,12 +1,12 @@
 import type pg from 'pg';
 import { formatDuration } from '../config/formats.js';
-import { nodeDifference, type Status } from '../controller/status.js';
+import { nodeDifference, type Status } from './status.js';
 
 /** How a monitoring system counts it; the exit code of `status --check` is the index of the word. */
 export const LEVELS = ['OK', 'WARNING', 'CRITICAL', 'UNKNOWN'] as const;
 export type Level = (typeof LEVELS)[number];
 
-/** What `status --check` tolerates, in milliseconds. */
+/** What is tolerated, in milliseconds. */
 export interface CheckLimits {
   /** A task that waits for longer is critical, for half as long a warning. */
   readonly pendingMs: number;
@@ -14,13 +14,16 @@ export interface CheckLimits {
   readonly failedMs: number;
 }
 
+/** Those of `status --check` by default. */
+export const DEFAULT_LIMITS: CheckLimits = { pendingMs: 60_000, failedMs: 3_600_000 };
+
 /** Tasks that failed, and the groups of which nothing has succeeded since. */
 export interface Failures {
   readonly task: number;
   readonly groupid: number;
 }
 
-interface Finding {
+export interface Finding {
   readonly level: Level;
   readonly text: string;
 }

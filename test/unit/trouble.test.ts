@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { checkLine, findTrouble } from '../../src/commands/status-check.js';
+import { checkLine, findTrouble } from '../../src/controller/trouble.js';
 import type { ControllerStatus, HoldStatus, Status } from '../../src/controller/status.js';
 
 const ACTIVE = { state: 'active', host: 'c1' } as ControllerStatus;
