@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import type { Settings } from '../config/settings.js';
-import { DatabaseStateError } from '../errors.js';
+import { ConfigError, DatabaseStateError } from '../errors.js';
 import type { AbstractMPP } from '../mpp/abstract.js';
 import { createMPP } from '../mpp/index.js';
 import { readServerConnections } from '../postgres/pool.js';
@@ -26,7 +26,7 @@ import type {
   Unreachable,
 } from './observed.js';
 import { Parts } from './parts.js';
-import { askPatroni } from './patroni.js';
+import { askPatroni, patroniAccess } from './patroni.js';
 import { readSchema, readServer } from './server.js';
 
 /** What keeps the doctor from waiting: for a server, for a lock, and for a statement. */
@@ -62,7 +62,11 @@ const NOTHING = {
   failures: null,
 };
 
-/** Looks at one database and its nodes. Changes nothing, and waits for no lock but that of a table. */
+/**
+ * Looks at one database and its nodes. Changes nothing, and waits for no lock but that of a table.
+ *
+ * @throws ConfigError when a setting cannot be used.
+ */
 export async function look(options: LookOptions): Promise<Observed> {
   const { settings, unknownVariables } = options;
   const { connection } = settings;
@@ -77,6 +81,7 @@ export async function look(options: LookOptions): Promise<Observed> {
       await closeSession(session);
     }
   } catch (error) {
+    if (error instanceof ConfigError) throw error;
     return { ...seen, unreachable: unreachable(error) };
   }
 }
@@ -109,7 +114,7 @@ async function lookWith(
   const mpp = createMPP(settings);
   const failures: Failure[] = [];
   const parts = new Parts(seen.target.node, failures);
-  const patroni = askPatroni(settings);
+  const patroni = askPatroni(settings, patroniAccess(settings));
   const catalog = await parts.read('pg_dist_node', 'mpp_controller', () => readCatalog(session));
   const coordinator = await readAsController(session, mpp, parts);
   const contract = await readContract(session, options, parts, catalog);

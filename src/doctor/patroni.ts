@@ -7,14 +7,20 @@ import type { PatroniSeen } from './observed.js';
 /** How long an endpoint may take to answer, in milliseconds. */
 const ANSWER_MS = 2_000;
 
-/** Asks the Patroni of each group for its configuration, all at once; any member answers for its group. */
-export async function askPatroni({
-  patroni,
-  patroniCa,
-  patroniAuth,
-}: Settings): Promise<PatroniSeen[] | null> {
+/** @throws ConfigError when the file of MPP_PATRONI_CA cannot be read. */
+export function patroniAccess({ patroniCa, patroniAuth }: Settings): Access {
+  return { ca: readAuthority(patroniCa), auth: patroniAuth };
+}
+
+/**
+ * Asks the Patroni of each group for its configuration, all at once; any member answers for its group. Never
+ * throws.
+ */
+export async function askPatroni(
+  { patroni }: Settings,
+  access: Access,
+): Promise<PatroniSeen[] | null> {
   if (patroni === undefined) return null;
-  const access = { ca: readAuthority(patroniCa), auth: patroniAuth };
   return Promise.all(patroni.map((group) => askGroup(group, access)));
 }
 

@@ -46,6 +46,13 @@ describe('doctor', () => {
     expect(wrong(await clinic.doctor({ database: 'template1' }))).toEqual(['citus-missing']);
   });
 
+  it('ends with a line and no findings where a setting cannot be used', async () => {
+    const env = { MPP_PATRONI: `1=${clinic.patroni.url}`, MPP_PATRONI_CA: '/nowhere/ca.pem' };
+    const { exitCode, stdout, stderr } = await clinic.run(['doctor', '--json'], { env });
+    expect({ exitCode, stdout }).toEqual({ exitCode: 2, stdout: '' });
+    expect(stderr).toMatch(/^mpp-controller: MPP_PATRONI_CA names a file [^\n]+\n$/);
+  });
+
   it('prints the worst first, each with its fix below, without colours, and counts them', async () => {
     const DATABASE_URL = `postgresql://postgres@${clinic.h.cluster.coordinator.address}/template1`;
     const { stdout, exitCode } = await runCli(['doctor'], { DATABASE_URL, MPP_SHEMA: 'x' });

@@ -183,6 +183,14 @@ describe('what the doctor makes of what it has seen', () => {
     ]);
   });
 
+  it('a transaction that is open on a standby blocks no hold', () => {
+    const one = { pid: 7, role: 'app', application: 'report', state: 'active', ageMs: 90_000 };
+    const local = { ...LOCAL, transactions: [one] };
+    expect(problemsOf(worker({ local })).map(({ id }) => id)).toEqual(['transaction-open']);
+    const answer = { ...ANSWER, inRecovery: true, timeline: null };
+    expect(problemsOf(worker({ local, answer, role: 'secondary' }))).toEqual([]);
+  });
+
   it("a prepared transaction of Citus's own is left to its recovery", () => {
     const prepared = [{ gid: 'citus_0_1_2_3', ageMs: 90_000 }];
     const [found] = problemsOf(worker({ local: { ...LOCAL, prepared } }));

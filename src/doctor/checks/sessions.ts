@@ -23,14 +23,20 @@ export const SESSION_CHECKS: readonly Check[] = [
         : onServer(node, `ROLLBACK PREPARED ${pg.escapeLiteral(gid)}`),
     })),
   ),
-  forHosts('transaction-open', 'No transaction has been open for long.', ({ local, node }) =>
-    local.transactions.map(({ pid, role, application, state, ageMs }) => ({
-      level: 'warning',
-      sentence: `A transaction on ${node} has been open for long: a hold waits for what it has locked.`,
-      expected: 'transactions that end soon',
-      actual: `pid ${pid}, role ${role ?? 'unknown'}, application ${application}, ${state} for ${seconds(ageMs)}`,
-      fix: onServer(node, `SELECT pg_terminate_backend(${pid})`),
-    })),
+  forHosts(
+    'transaction-open',
+    'No transaction has been open for long.',
+    ({ local, node, role: part }) =>
+      // A hold locks nothing on a standby.
+      (part === 'primary' ? local.transactions : []).map(
+        ({ pid, role, application, state, ageMs }) => ({
+          level: 'warning',
+          sentence: `A transaction on ${node} has been open for long: a hold waits for what it has locked.`,
+          expected: 'transactions that end soon',
+          actual: `pid ${pid}, role ${role ?? 'unknown'}, application ${application}, ${state} for ${seconds(ageMs)}`,
+          fix: onServer(node, `SELECT pg_terminate_backend(${pid})`),
+        }),
+      ),
   ),
   forHosts('slot-inactive', 'Every replication slot is in use.', ({ local, node }) =>
     local.slots.map(({ name, isOfCitus }) => ({
