@@ -36,7 +36,7 @@ code { background: var(--code); padding: .1rem .3rem; border-radius: .25rem; use
 body.lost main > :not(.fresh) { opacity: .55; }
 #lost { color: var(--critical); font-weight: 600; }
 @media (max-width: 48rem) {
-  thead { position: absolute; left: -100vw; }
+  thead, td:empty { display: none; }
   tr { display: block; border-bottom: 2px solid var(--line); padding: .4rem 0; }
   td { display: grid; grid-template-columns: 9rem 1fr; gap: .5rem; border: 0; padding: .1rem 0; }
   td::before { content: attr(data-title); color: var(--muted); }

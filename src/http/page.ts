@@ -59,18 +59,23 @@ function partOf({ database, overview }: Shown): Part {
   }
   const { status, failures } = overview;
   const findings = findTrouble(status, failures, DEFAULT_LIMITS);
-  const body = html`${title}${verdict(findings)} ${maintenance(status)} ${holds(overview)}
-  ${groups(status)} ${queue(status)} ${controllers(status)} ${past(overview.switchovers)}
-  ${sources(status)}`;
+  const body = html`${title}${verdict(findings, wellText(status))} ${maintenance(status)}
+  ${holds(overview)} ${groups(status)} ${queue(status)} ${controllers(status)}
+  ${past(overview.switchovers)} ${sources(status)}`;
   return { level: findings[0]?.level ?? 'OK', body };
+}
+
+function wellText({ holds: { length } }: Status): string {
+  if (length === 0) return 'All is well';
+  return `All is well; ${length === 1 ? '1 group is' : `${length} groups are`} held`;
 }
 
 const SIGNS = { OK: '✔', WARNING: '▲', CRITICAL: '✖', UNKNOWN: '?' } as const;
 
-function verdict(findings: readonly Finding[]): Html {
+function verdict(findings: readonly Finding[], well = ''): Html {
   const [worst, ...others] = findings;
   const level = worst?.level ?? 'OK';
-  const sentence = worst?.text ?? 'All is well';
+  const sentence = worst?.text ?? well;
   const rest = others.map(({ level: its, text }) => html`<li>${its}: ${text}</li>`);
   return html`<section class="verdict ${level.toLowerCase()}" aria-label="Verdict">
     <p>
