@@ -29,6 +29,35 @@ export async function readPrimary(settings: Settings, groupid: number): Promise<
   });
 }
 
+/** A worker group, with the secondary of it that was registered first. */
+export interface WorkerGroup {
+  readonly groupid: number;
+  readonly primary: Address;
+  readonly secondary: Address | null;
+}
+
+/** Those that have a primary, in the order of their ids. */
+export async function readWorkerGroups(settings: Settings): Promise<WorkerGroup[]> {
+  const mpp = createMPP(settings);
+  return withSession(settings, 'notify', async (client) => {
+    await mpp.refuseWorker(client);
+    const { rows } = await client.query<WorkerGroup>(
+      `SELECT n.groupid, json_build_object('host', n.nodename, 'port', n.nodeport) AS primary,
+              (SELECT json_build_object('host', s.nodename, 'port', s.nodeport)
+               FROM (${mpp.nodesQuery}) AS s
+               WHERE s.in_cluster AND s.groupid = n.groupid AND s.noderole = 'secondary'
+               ORDER BY s.nodeid
+               LIMIT 1) AS secondary
+       FROM (${mpp.nodesQuery}) AS n
+       WHERE n.in_cluster AND n.groupid > 0 AND n.noderole = 'primary'
+       ORDER BY n.groupid`,
+    );
+    return rows;
+  }).catch((error: unknown) => {
+    throw asCommandError(error);
+  });
+}
+
 /**
  * Asks a node itself, with the credentials of nodes.
  *

@@ -3,7 +3,7 @@ import { constants } from 'node:os';
 import { Command } from 'commander';
 import type { DestinationStream } from 'pino';
 import { type Settings, unknownVariables } from '../config/settings.js';
-import { createController, type Controller } from '../controller/controller.js';
+import { type Controller, createObservedController } from '../controller/controller.js';
 import { HttpService } from '../http/service.js';
 import { createLogger, type Logger } from '../logger.js';
 import { joinObservers, type Observer } from '../tasks/observer.js';
@@ -77,7 +77,7 @@ async function serve(
   const http = settings.http && new HttpService({ settings, address: settings.http, logger });
   const observe = (database: string | undefined): Observer =>
     joinObservers([service.observe(database), ...(http ? [http.observe(database)] : [])]);
-  const controller = createController({ settings, logger, observe });
+  const controller = createObservedController({ settings, logger }, observe);
   // Before the controller: a port that is in use is said at the start, not while it leads.
   await http?.start();
   service.start();

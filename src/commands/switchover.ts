@@ -16,12 +16,13 @@ import {
   readSettings,
   required,
 } from './flags.js';
-import { isStandby, readPrimary } from './nodes.js';
+import { isStandby, readPrimary, readWorkerGroups } from './nodes.js';
 import { type Plan, type Step, Switchover } from './switchover-steps.js';
 
 const USES = ['schema', 'databases'] as const;
 
 interface Flags {
+  readonly all?: true;
   readonly to?: string;
   readonly stop?: string;
   readonly promote?: string;
@@ -40,15 +41,25 @@ export function switchoverCommand(io: Io): Command {
       'move the primary of a group: hold its traffic, run your commands that stop the old primary and promote ' +
         'the new one, move its row in pg_dist_node',
     )
-    .argument('<groupid>', 'group in pg_dist_node; 0 is the coordinator, which this is not for')
-    .option('--to <host:port>', 'the standby that is to become the primary (required)')
+    .argument('[groupid]', GROUP)
+    .option('--all', 'every worker group, one after the other, each to its registered secondary')
+    .option(
+      '--to <host:port>',
+      'the standby that is to become the primary (required without --all)',
+    )
     .option('--stop <command>', 'stops the old primary, and returns when it is stopped (required)')
     .option(
       '--promote <command>',
       'promotes the standby, and returns when it takes writes (required)',
     );
   return addCommon(io, command, (flags) => {
-    const to = addressOf(required('--to', 'host:port of the standby', flags.to));
+    const isAll = flags.all === true;
+    if (isAll && flags.to !== undefined) {
+      throw new ConfigError('--to and --all exclude each other; give one of them');
+    }
+    const to = isAll
+      ? 'secondary'
+      : addressOf(required('--to', 'host:port of the standby', flags.to));
     const stop = required('--stop', 'the command that stops the old primary', flags.stop);
     const promote = required('--promote', 'the command that promotes the standby', flags.promote);
     return {
@@ -64,21 +75,22 @@ export function switchoverCommand(io: Io): Command {
 export function restartCommand(io: Io): Command {
   const command = new Command('restart')
     .description('restart the primary of a group: hold its traffic while your command runs')
-    .argument('<groupid>', 'group in pg_dist_node; 0 is the coordinator, which this is not for')
+    .argument('[groupid]', GROUP)
+    .option('--all', 'every worker group, one after the other')
     .option(
       '--cmd <command>',
       'restarts the primary, and returns when it takes connections again (required)',
     );
   return addCommon(io, command, (flags) => {
     const line = required('--cmd', 'the command that restarts the primary', flags.cmd);
-    return { to: null, commands: [{ step: 'restart', line, isAnnounced: false }] };
+    return { to: 'same', commands: [{ step: 'restart', line, isAnnounced: false }] };
   });
 }
 
 /** What the flags of a command ask for. */
 interface Order {
-  /** null for the present primary. */
-  readonly to: Address | null;
+  /** `same`: the present primary. `secondary`: that of the group which is registered. */
+  readonly to: Address | 'same' | 'secondary';
   readonly commands: Plan['commands'];
 }
 
@@ -91,22 +103,60 @@ function addCommon(io: Io, command: Command, orderOf: (flags: Flags) => Order): 
     .option('--dry-run', 'say what would be done, and do nothing')
     .option('--json', 'print the result as one JSON object')
     .addHelpText('after', `\n${MANUAL}`);
-  return addSettings(command, USES).action(async (groupid: string) => {
+  return addSettings(command, USES).action(async (groupid: string | undefined) => {
     const settings = readSettings(io, command, USES);
     const flags = command.opts<Flags>();
-    const group = integer('<groupid>', groupid, 1, 2_147_483_647);
-    const { to, commands } = orderOf(flags);
+    if (groupid !== undefined && flags.all === true) {
+      throw new ConfigError('<groupid> and --all exclude each other; give one of them');
+    }
+    const order = orderOf(flags);
     const common = {
+      commands: order.commands,
       timeoutMs: duration('--timeout', flags.timeout, 1),
       cooldownMs: duration('--cooldown', flags.cooldown, 0),
       pause: flags.pause ?? null,
     };
-    const from = await readPrimary(settings, group);
-    if (to !== null) await checkTarget(io, settings, from, to);
-    const plan: Plan = { groupid: group, from, to: to ?? from, commands, ...common };
-    await carryOut(io, settings, plan, flags);
+    const moves =
+      flags.all === true
+        ? await movesOfAll(settings, order)
+        : [await moveOf(settings, required('<groupid>', 'a group, or --all', groupid), order)];
+    if (order.to !== 'same') {
+      for (const { from, to } of moves) await checkTarget(io, settings, from, to);
+    }
+    const plans = moves.map((move): Plan => ({ ...move, ...common }));
+    await carryOut(io, settings, plans, flags);
   });
 }
+
+type Move = Pick<Plan, 'groupid' | 'from' | 'to'>;
+
+async function moveOf(settings: Settings, text: string, { to }: Order): Promise<Move> {
+  const groupid = integer('<groupid>', text, 1, 2_147_483_647);
+  const from = await readPrimary(settings, groupid);
+  return { groupid, from, to: typeof to === 'string' ? from : to };
+}
+
+/** @throws CommandError where a group has no secondary to move to. */
+async function movesOfAll(settings: Settings, { to }: Order): Promise<Move[]> {
+  const groups = await readWorkerGroups(settings);
+  const without = groups.filter(({ secondary }) => secondary === null);
+  if (groups.length === 0) {
+    throw new CommandError(EXIT.usage, 'nothing was changed: pg_dist_node has no worker group');
+  }
+  if (to === 'secondary' && without.length > 0) {
+    const named = without.map(({ groupid }) => groupid).join(', ');
+    throw new CommandError(
+      EXIT.refused,
+      `nothing was changed: no secondary is registered for group ${named}; move such a group by its id, with --to`,
+    );
+  }
+  return groups.map(({ groupid, primary, secondary }) => ({
+    ...{ groupid, from: primary },
+    to: to === 'secondary' ? (secondary ?? primary) : primary,
+  }));
+}
+
+const GROUP = 'group in pg_dist_node; 0 is the coordinator, which this is not for';
 
 const MANUAL = `The commands run by /bin/sh, with MPP_GROUP, MPP_FROM_HOST, MPP_FROM_PORT, MPP_TO_HOST and MPP_TO_PORT set; what they
 print goes to standard error. Ctrl-C puts back what was done, as far as the servers allow.
@@ -164,28 +214,56 @@ async function checkTarget(io: Io, settings: Settings, from: Address, to: Addres
 
 const ASK_MS = 3_000;
 
-async function carryOut(io: Io, settings: Settings, plan: Plan, flags: Flags): Promise<void> {
-  const isJson = flags.json === true;
-  const say = isJson ? (): void => undefined : io.print;
-  for (const line of describe(plan)) say(line);
-  if (flags.dryRun === true) {
-    say('nothing was done: --dry-run');
-    if (isJson) io.print(JSON.stringify(resultOf(plan, 'dry-run', [])));
-    return;
+/** One after the other. The first that does not come to its end is the last. */
+async function carryOut(
+  io: Io,
+  settings: Settings,
+  plans: readonly Plan[],
+  flags: Flags,
+): Promise<void> {
+  const say = flags.json === true ? (): void => undefined : io.print;
+  for (const line of plans.flatMap(describe)) say(line);
+  const results: Result[] = [];
+  try {
+    if (flags.dryRun === true) {
+      say('nothing was done: --dry-run');
+      results.push(...plans.map((plan) => resultOf(plan, 'dry-run', [])));
+      return;
+    }
+    if (flags.yes !== true && !(await io.confirm?.('Go on?'))) {
+      const how = 'give --yes, or confirm on a terminal';
+      throw new CommandError(EXIT.usage, `nothing was changed: ${how}`);
+    }
+    for (const plan of plans) {
+      if (plans.length > 1) say(`group ${plan.groupid}`);
+      results.push(await runOne({ io, settings, plan, say }));
+      const { error } = results.at(-1) ?? {};
+      if (error !== undefined) throw withRest(error, plans.slice(results.length));
+    }
+  } finally {
+    const shown = results.map(({ json }) => json);
+    if (flags.json === true) io.print(JSON.stringify(flags.all === true ? shown : shown[0]));
   }
-  if (flags.yes !== true && !(await io.confirm?.('Go on?'))) {
-    throw new CommandError(EXIT.usage, 'nothing was changed: give --yes, or confirm on a terminal');
-  }
-  const switchover = new Switchover({ io, settings, plan, say });
+}
+
+async function runOne(options: ConstructorParameters<typeof Switchover>[0]): Promise<Result> {
+  const { plan } = options;
+  const switchover = new Switchover(options);
   try {
     await switchover.run();
-    if (isJson) io.print(JSON.stringify(resultOf(plan, 'done', switchover.steps)));
+    return resultOf(plan, 'done', switchover.steps);
   } catch (error) {
     const isIncomplete = error instanceof CommandError && error.exitCode === EXIT.incomplete;
     const outcome = isIncomplete ? 'incomplete' : 'unchanged';
-    if (isJson) io.print(JSON.stringify(resultOf(plan, outcome, switchover.steps)));
-    throw error;
+    return { ...resultOf(plan, outcome, switchover.steps), error };
   }
+}
+
+/** The same error, with the groups that were not begun. */
+function withRest(error: unknown, rest: readonly Plan[]): unknown {
+  if (!(error instanceof CommandError) || rest.length === 0) return error;
+  const named = rest.map(({ groupid }) => groupid).join(', ');
+  return new CommandError(error.exitCode, `${error.message}. Not begun: group ${named}`, error);
 }
 
 function describe({ groupid, from, to, commands, timeoutMs }: Plan): string[] {
@@ -198,11 +276,18 @@ function describe({ groupid, from, to, commands, timeoutMs }: Plan): string[] {
   ];
 }
 
-/** What --json prints. Times are in milliseconds. */
+interface Result {
+  /** What --json prints. Times are in milliseconds. */
+  readonly json: object;
+  /** Why it did not come to its end. */
+  readonly error?: unknown;
+}
+
 function resultOf(
   { groupid, from, to }: Plan,
   outcome: 'done' | 'unchanged' | 'incomplete' | 'dry-run',
   steps: readonly Step[],
-): object {
-  return { group: groupid, from: formatAddress(from), to: formatAddress(to), outcome, steps };
+): Result {
+  const [old, next] = [formatAddress(from), formatAddress(to)];
+  return { json: { group: groupid, from: old, to: next, outcome, steps } };
 }

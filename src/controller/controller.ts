@@ -41,16 +41,20 @@ const LEAD_MS = 100;
 const BLOCKED_MS = 3_000;
 const GONE_MS = 1_000;
 
-interface ControllerOptions {
-  readonly settings: Settings;
-  readonly logger: Logger;
-  /** Gives what hears the controller of one database of MPP_DATABASES; without it, of the one that there is. */
-  readonly observe?: (database: string | undefined) => Observer;
+/** @throws ConfigError when the settings do not fit the MPP database. */
+export function createController(options: { settings: Settings; logger: Logger }): Controller {
+  return createObservedController(options, () => NO_OBSERVER);
 }
 
-/** @throws ConfigError when the settings do not fit the MPP database. */
-export function createController(options: ControllerOptions): Controller {
-  const { settings, logger, observe = () => NO_OBSERVER } = options;
+/**
+ * The same with an observer.
+ *
+ * @param observe gives what hears the controller of one database of MPP_DATABASES; without it, of the one that there is
+ */
+export function createObservedController(
+  { settings, logger }: { settings: Settings; logger: Logger },
+  observe: (database: string | undefined) => Observer,
+): Controller {
   if (settings.databases === undefined) {
     return new ControllerProcess(settings, logger, { observer: observe(undefined) });
   }

@@ -131,7 +131,10 @@ describe('metrics of a controller', () => {
     type Shape = Record<string, unknown>;
     const [shown, said] = [body, printed.stdout].map((text) => JSON.parse(text) as Shape);
     expect(Object.keys(shown ?? {})).toEqual(Object.keys(said ?? {}));
-    expect(shown?.['nodes']).toEqual(said?.['nodes']);
+    // What the sources say of a node has an age, which goes on meanwhile.
+    const rows = (one: Shape | undefined): unknown =>
+      (one?.['nodes'] as Shape[]).map((node) => ({ ...node, seen: [] }));
+    expect(rows(shown)).toEqual(rows(said));
   });
 });
 
