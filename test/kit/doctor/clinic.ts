@@ -1,5 +1,6 @@
 import type { Finding, Level } from '../../../src/doctor/finding.js';
-import { runCli } from '../cli.js';
+import { main } from '../../../src/commands/program.js';
+import type { CommandResult } from '../cli.js';
 import type { ControllerProcess } from '../controller-process.js';
 import { Harness } from '../harness.js';
 import { RestServer } from '../patroni/rest-server.js';
@@ -78,12 +79,16 @@ export class Clinic {
     }
   }
 
-  async run(args: readonly string[], options: DoctorOptions = {}) {
+  /** In this process: a start of Node.js for each fault would take longer than all else. */
+  async run(args: readonly string[], options: DoctorOptions = {}): Promise<CommandResult> {
     const { node = this.coordinator.address, user = 'postgres', database = 'postgres' } = options;
-    return runCli(args, {
-      ...options.env,
-      DATABASE_URL: `postgresql://${user}@${node}/${database}`,
+    const [stdout, stderr]: [string[], string[]] = [[], []];
+    const exitCode = await main(args, {
+      env: { ...options.env, DATABASE_URL: `postgresql://${user}@${node}/${database}` },
+      print: (text) => stdout.push(`${text}\n`),
+      complain: (text) => stderr.push(`${text}\n`),
     });
+    return { exitCode, stdout: stdout.join(''), stderr: stderr.join('') };
   }
 
   get coordinator(): Server {
