@@ -1,4 +1,10 @@
-import { nodeDifference, type NodeStatus, type SeenAs, type Status } from '../controller/status.js';
+import {
+  nodeDifference,
+  nodeName,
+  type NodeStatus,
+  type SeenAs,
+  type Status,
+} from '../controller/status.js';
 import { formatTable } from './output.js';
 
 /** The status for people: one paragraph for each question, "none" where there is nothing to show. */
@@ -58,7 +64,7 @@ function queue(status: Status): string {
       row.id,
       row.groupid,
       row.event,
-      address(row),
+      nodeName(row),
       row.status,
       age(row.age),
       row.why,
@@ -71,7 +77,7 @@ function nodes(rows: readonly NodeStatus[]): string {
     'Nodes (pg_dist_node, and what they are seen to be)',
     ['GROUP', 'ROLE', 'NODE', 'NODEID', 'SEEN AS', 'DIFFERENCE', 'ACTIVE', 'METADATA', 'CLUSTER'],
     rows.map((row) => [
-      ...[row.groupid, row.role ?? 'not registered', address(row), row.nodeid],
+      ...[row.groupid, row.role ?? 'not registered', nodeName(row), row.nodeid],
       row.seen.map(seenAs).join('; ') || null,
       nodeDifference(row)?.text ?? '',
       ...(row.nodeid === null
@@ -100,10 +106,6 @@ function section(
   rows: readonly (readonly (string | number | null)[])[],
 ): string {
   return `${title}\n${rows.length === 0 ? '  none' : formatTable(titles, rows)}`;
-}
-
-function address({ nodename, nodeport }: { nodename: string; nodeport: number }): string {
-  return nodename.includes(':') ? `[${nodename}]:${nodeport}` : `${nodename}:${nodeport}`;
 }
 
 /** Seconds as a person reads them: tenths below ten, then the two largest units. */

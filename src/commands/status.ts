@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { parseDuration } from '../config/formats.js';
+import { formatDuration, parseDuration } from '../config/formats.js';
 import { eachDatabase, type Settings } from '../config/settings.js';
 import { ConfigError } from '../errors.js';
 import { readStatus, type Status } from '../controller/status.js';
@@ -10,6 +10,7 @@ import { addSettings, duration, type Io, readSettings, withSession } from './fla
 import {
   type CheckLimits,
   checkLine,
+  DEFAULT_LIMITS,
   findTrouble,
   type Level,
   LEVELS,
@@ -43,8 +44,16 @@ export function statusCommand(io: Io): Command {
       `show it again whenever a task changes, and so often at least (${WATCH}), until Ctrl-C`,
     )
     .option('--check', 'for monitoring: one line for each database, and an exit code')
-    .option('--pending <duration>', 'with --check: how long a task may be pending', '1min')
-    .option('--failed <duration>', 'with --check: how long a failed task is a warning', '1h')
+    .option(
+      '--pending <duration>',
+      'with --check: how long a task may be pending',
+      formatDuration(DEFAULT_LIMITS.pendingMs),
+    )
+    .option(
+      '--failed <duration>',
+      'with --check: how long a failed task is a warning',
+      formatDuration(DEFAULT_LIMITS.failedMs),
+    )
     .addHelpText('after', `\n${CHECK_CODES}`);
   return addSettings(command, USES).action(async () => {
     const flags = command.opts<Flags>();

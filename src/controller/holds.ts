@@ -40,7 +40,7 @@ export interface Interventions {
 }
 
 /**
- * What there is to say of a hold that ends, or of a primary that moves without one.
+ * What the log says of a hold that ends, or of a primary that moves without one.
  *
  * @param last id of the task that ends it; undefined when the hold is rolled back
  * @param seen what was done and seen while the rows changed

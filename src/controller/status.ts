@@ -1,4 +1,5 @@
 import type pg from 'pg';
+import { formatAddress } from '../address.js';
 
 /** One controller that has registered here. Durations are in seconds. */
 export interface ControllerStatus {
@@ -66,6 +67,11 @@ export interface NodeStatus {
   readonly active: boolean | null;
   readonly metadataSynced: boolean | null;
   readonly seen: readonly SeenAs[];
+}
+
+/** `host:port`, as people write it. */
+export function nodeName({ nodename, nodeport }: { nodename: string; nodeport: number }): string {
+  return formatAddress({ host: nodename, port: nodeport });
 }
 
 /** How a node differs from its row. */

@@ -1,6 +1,6 @@
 import type pg from 'pg';
 import { formatDuration } from '../config/formats.js';
-import { nodeDifference, type Status } from './status.js';
+import { nodeDifference, nodeName, type Status } from './status.js';
 
 /** How a monitoring system counts it; the exit code of `status --check` is the index of the word. */
 export const LEVELS = ['OK', 'WARNING', 'CRITICAL', 'UNKNOWN'] as const;
@@ -58,7 +58,7 @@ export function findTrouble(
   for (const node of status.nodes ?? []) {
     const difference = nodeDifference(node);
     if (difference?.isOfPrimary !== true) continue;
-    add('WARNING', `group ${node.groupid}: ${node.nodename}:${node.nodeport} ${difference.text}`);
+    add('WARNING', `group ${node.groupid}: ${nodeName(node)} ${difference.text}`);
   }
   for (const { task, groupid } of failures) {
     add('WARNING', `task ${task} of group ${groupid} failed, and none has succeeded since`);

@@ -1,4 +1,4 @@
-import type { PastSwitchover } from '../controller/overview.js';
+import type { PastSwitchover } from '../controller/past-switchovers.js';
 import { type Html, html } from './html.js';
 
 const WIDTH = 240;

@@ -1,6 +1,12 @@
-import { formatAddress } from '../address.js';
-import type { Overview, PastSwitchover } from '../controller/overview.js';
-import { nodeDifference, type NodeStatus, type SeenAs, type Status } from '../controller/status.js';
+import type { Overview } from '../controller/overview.js';
+import { elapsed, type PastSwitchover } from '../controller/past-switchovers.js';
+import {
+  nodeDifference,
+  nodeName,
+  type NodeStatus,
+  type SeenAs,
+  type Status,
+} from '../controller/status.js';
 import { DEFAULT_LIMITS, type Finding, findTrouble } from '../controller/trouble.js';
 import type { Html } from './html.js';
 import { html } from './html.js';
@@ -128,7 +134,7 @@ function groups({ nodes }: Status): Html {
     difference === undefined ? 2 : difference.isOfPrimary ? 0 : 1;
   const sorted = [...rows].sort((a, b) => rank(a) - rank(b) || a.node.groupid - b.node.groupid);
   const cells = sorted.map(({ node, difference }) => [
-    ...[node.groupid, node.role ?? 'not registered', addressOf(node)],
+    ...[node.groupid, node.role ?? 'not registered', nodeName(node)],
     node.seen.map(seenAs).join('; ') || '-',
     difference === undefined ? '' : html`<strong class="differs">▲ ${difference.text}</strong>`,
     metadataOf(node),
@@ -148,7 +154,7 @@ function seenAs({ role, state, source, isStale, age }: SeenAs): string {
 
 function queue({ queue: rows, backlog }: Status): Html {
   const cells = rows.map((row) => [
-    ...[row.id, row.groupid, row.event, addressOf(row), row.status, `${Math.round(row.age)} s`],
+    ...[row.id, row.groupid, row.event, nodeName(row), row.status, `${Math.round(row.age)} s`],
     row.why,
   ]);
   const titles = ['Task', 'Group', 'Event', 'Node', 'Status', 'Age', 'Why it stands there'];
@@ -167,9 +173,9 @@ function controllers({ controllers: rows }: Status): Html {
 function past(rows: readonly PastSwitchover[]): Html {
   const bars = barsOf(rows);
   const cells = rows.map((row, index) => [
-    ...[row.endedAt, row.groupid, row.kind, row.from ?? '-', row.to ?? '-'],
+    ...[row.ended, row.groupid, row.kind, row.from ?? '-', row.to ?? '-'],
     bars[index] ?? null,
-    ...[milliseconds(row.heldMs), milliseconds(row.longestWaitMs)],
+    ...[elapsed(row.heldMs) ?? '-', elapsed(row.longestWaitMs) ?? '-'],
     ...[row.sessionsWaiting ?? '-', row.sessionsTerminated ?? '-', row.reason],
   ]);
   const titles = [
@@ -177,11 +183,6 @@ function past(rows: readonly PastSwitchover[]): Html {
     ...['Held', 'Longest wait', 'Waited', 'Ended sessions', 'Reason'],
   ];
   return section('The last switchovers', titles, cells);
-}
-
-function milliseconds(ms: number | null): string {
-  if (ms === null) return '-';
-  return ms < 1_000 ? `${ms} ms` : `${(ms / 1_000).toFixed(2)} s`;
 }
 
 /** The freshest report of each. */
@@ -192,10 +193,6 @@ function sources({ nodes }: Status): Html {
   }
   const cells = [...ages].map(([source, age]) => [source, `${age.toFixed(1)} s ago`]);
   return section('Sources', ['Source', 'Last report'], cells);
-}
-
-function addressOf({ nodename, nodeport }: { nodename: string; nodeport: number }): string {
-  return formatAddress({ host: nodename, port: nodeport });
 }
 
 type Cell = Html | string | number | null;

@@ -58,7 +58,7 @@ describe('status', () => {
     const shows = (pattern: RegExp): Promise<unknown> =>
       waitFor(`the output to have ${pattern.source}`, () => Promise.resolve(pattern.test(output)));
     await shows(/Newest changes/);
-    const node = { host: 'nobody', port: 1 };
+    const node = { host: 'unknown-host', port: 1 };
     await h.request({ event: 'before_demote', groupid: 1, node });
     await shows(/before_demote +discarded/);
     const pages = (): number => output.split('Newest changes').length;

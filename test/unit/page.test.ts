@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import type { Overview, PastSwitchover } from '../../src/controller/overview.js';
+import type { Overview } from '../../src/controller/overview.js';
+import type { PastSwitchover } from '../../src/controller/past-switchovers.js';
 import type { NodeStatus } from '../../src/controller/status.js';
 import { html } from '../../src/http/html.js';
 import { barsOf } from '../../src/http/page-bars.js';
@@ -19,7 +20,9 @@ const NOTHING: Overview = {
   ...{ failures: [], blockers: [], switchovers: [] },
 };
 const PAST: PastSwitchover = {
-  ...{ groupid: 1, kind: 'switchover', from: 'a:1', to: 'b:1', endedAt: '2026-01-02 03:00:00' },
+  ...{ groupid: 1, kind: 'switchover', from: 'a:1', to: 'b:1', ended: '2026-01-02 03:00:00' },
+  ...{ id: 1, reportedAt: '', endedAt: '', statementsCancelled: 0, pause: 'all', source: 'client' },
+  ...{ reportedBy: 'hook', controller: 'c', tasks: [1] },
   ...{ openingMs: 100, heldMs: 300, committingMs: 50, longestWaitMs: 280, sessionsWaiting: 3 },
   ...{ sessionsTerminated: 0, reason: null },
 };
