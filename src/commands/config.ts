@@ -58,7 +58,7 @@ export function showSettings(
   const settings = Object.values<Setting<unknown>>(SETTINGS).map((setting): Shown => {
     const given = givenSetting(setting, env, flags);
     const problem = settingProblem(setting, given) ?? null;
-    return { name: setting.env, value: given.text, origin: given.origin, problem };
+    return { name: setting.env, value: maskLogins(given.text), origin: given.origin, problem };
   });
   const variables = [...CONNECTION, ...SECRETS].flatMap((name): Shown[] => {
     const value = env[name];
@@ -93,6 +93,11 @@ function addProblem(
     }
     return shown.map((one) => (one.name === name ? { ...one, problem } : one));
   }
+}
+
+/** Of a list of URLs, such as MPP_PATRONI: one with a login is refused, but must not be shown either. */
+function maskLogins(value: string): string {
+  return value.replace(/\/\/[^,;\s]*@/g, '//***@');
 }
 
 /** Keeps what is no secret of a connection URL: user, hosts, port and database. */

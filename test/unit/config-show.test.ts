@@ -39,6 +39,17 @@ describe('config show', () => {
     expect(find({ DATABASE_URL: url }, 'DATABASE_URL')?.value).not.toMatch(/s3|cret/);
   });
 
+  it('shows no login of a URL where none belongs', () => {
+    const env = {
+      ...URL,
+      MPP_PATRONI: '1=http://u:s3cret@a:8008,http://u:s3@cret@b:8008;2=http://c:8008',
+    };
+    expect(find(env, 'MPP_PATRONI')).toMatchObject({
+      value: '1=http://***@a:8008,http://***@b:8008;2=http://c:8008',
+      problem: expect.stringContaining('give ') as string,
+    });
+  });
+
   it('names every problem, not only the first', () => {
     const env = { ...URL, MPP_POLL: 'soon', MPP_PAUSE: 'some', MPP_POL: '1s' };
     const wrong = showSettings(env, {}).filter(({ problem }) => problem !== null);
